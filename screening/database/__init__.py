@@ -1,0 +1,1 @@
+"""The relational database: tables, sessions, bulk copies, queries. No torch, no pymatgen."""

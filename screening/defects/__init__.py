@@ -1,0 +1,1 @@
+"""Crystallography of point defects: hosts, symmetry, enumeration, matching. No torch, no SQL."""

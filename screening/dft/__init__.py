@@ -1,0 +1,1 @@
+"""Calculations in and out: 2DMD, VASP, xTB, structure files. No torch, no SQL."""

@@ -1,0 +1,1 @@
+"""Sparse-defect graph networks: the only package that imports torch. No SQL."""
