@@ -1,0 +1,1 @@
+"""Alembic migrations: every table, column and constraint comes from here."""

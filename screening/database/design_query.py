@@ -1,0 +1,185 @@
+"""A design query: which candidates have the properties I want.
+
+A typed specification compiles to one parameterised SELECT over the predictions of one model on one search
+space. Predictions are normal distributions; the probability that a window holds is the normal distribution's
+integral over it, and the windows of a query are taken as independent, so the probability that all hold is
+their product.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from sqlalchemy import ColumnElement, Float, Select, and_, cast, exists, func, literal, select
+from sqlalchemy.dialects import postgresql
+
+from screening.database.tables import (
+    PROPERTY_COMMENTS,
+    Calculation,
+    Candidate,
+    Composition,
+    Configuration,
+    Prediction,
+    SearchSpace,
+    TrainedModel,
+)
+from screening.errors import InputError
+
+_SMALLEST_STD = 1e-6  # eV; a prediction without spread still has a distribution
+
+
+class Window(BaseModel):
+    """A property between two values; either end may be open."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    property: str
+    low: float | None = None
+    high: float | None = None
+
+    @model_validator(mode="after")
+    def _is_a_window(self) -> Window:
+        check_property(self.property)
+        if self.low is None and self.high is None:
+            raise ValueError(f"the window on {self.property} is open at both ends; give low or high")
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise ValueError(
+                f"the window on {self.property} goes from {self.low:g} to {self.high:g}; low must be below high"
+            )
+        return self
+
+    @classmethod
+    def parse(cls, property_name: str, text: str) -> Window:
+        """Read `1.0:1.2`, `1.0:` or `:1.2`.
+
+        Raises:
+            InputError: the text is no window.
+        """
+        parts = text.split(":")
+        try:
+            low, high = (float(part) if part.strip() else None for part in parts)
+            return cls(property=property_name, low=low, high=high)
+        except ValueError as error:
+            raise InputError(
+                f"{text!r} is no window on {property_name}; write low:high, low: or :high with low below high"
+            ) from error
+
+
+class DesignQuery(BaseModel):
+    """What is wanted of the candidates of a host."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str
+    supercell: str | None = None
+    max_defects: int | None = Field(default=None, ge=1)
+    windows: tuple[Window, ...] = ()
+    sort: str = "formation_energy_per_site"
+    direction: Literal["lowest", "highest"] = "lowest"
+    confidence: float = Field(default=0.5, ge=0.0, lt=1.0)
+    limit: int = Field(default=20, ge=1, le=1_000_000)
+
+    @model_validator(mode="after")
+    def _sorts_by_a_property(self) -> DesignQuery:
+        if self.sort != "probability":
+            check_property(self.sort)
+        return self
+
+
+def check_property(name: str) -> None:
+    """Make sure that a property is one that predictions have.
+
+    Raises:
+        InputError: it is not.
+    """
+    if name not in PROPERTY_COMMENTS:
+        raise InputError(f"no property is called {name!r}; the properties are {', '.join(PROPERTY_COMMENTS)}")
+
+
+def compile_query(query: DesignQuery, *, model_id: int, search_space_id: int) -> Select[Any]:
+    """The SELECT of a design query: one row per candidate, best first, ties by candidate."""
+    probability = func.round(cast(_probability(query.windows), postgresql.NUMERIC), 6)
+    columns = [getattr(Prediction, f"{name}_{part}") for name in PROPERTY_COMMENTS for part in ("mean", "std")]
+    statement = (
+        select(
+            Candidate.id.label("candidate"),
+            Composition.label.label("configuration"),
+            Candidate.sites,
+            Candidate.defect_types,
+            Candidate.multiplicity,
+            cast(probability, Float).label("probability"),
+            _is_calculated().label("calculated"),
+            *columns,
+        )
+        .join(Prediction, Prediction.candidate_id == Candidate.id)
+        .join(Composition, Composition.id == Candidate.composition_id)
+        .where(Candidate.search_space_id == search_space_id, Prediction.model_id == model_id)
+    )
+    if query.max_defects is not None:
+        statement = statement.where(Composition.n_defects <= query.max_defects)
+    for window in query.windows:
+        statement = statement.where(_could_hold(window, query.confidence))
+    if query.windows:
+        statement = statement.where(_probability(query.windows) >= query.confidence)
+    return statement.order_by(_order(query, probability), Candidate.id).limit(query.limit)
+
+
+def to_sql(statement: Select[Any]) -> str:
+    """The statement as PostgreSQL text with its parameters in place, to read and to run in psql."""
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+    return str(statement.compile(dialect=dialect, compile_kwargs={"literal_binds": True}))
+
+
+def _order(query: DesignQuery, probability: ColumnElement[Any]) -> ColumnElement[Any]:
+    if query.sort == "probability":
+        return probability.desc()
+    column: ColumnElement[Any] = getattr(Prediction, f"{query.sort}_mean").expression
+    return (column.asc() if query.direction == "lowest" else column.desc()).nulls_last()
+
+
+def _could_hold(window: Window, confidence: float) -> ColumnElement[bool]:
+    """An index condition: at a confidence of a half and more, a window's mean must lie inside it."""
+    mean = getattr(Prediction, f"{window.property}_mean").expression
+    if confidence < 0.5:
+        return and_(mean.is_not(None))
+    ends = []
+    if window.low is not None:
+        ends.append(mean >= window.low)
+    if window.high is not None:
+        ends.append(mean <= window.high)
+    return and_(*ends)
+
+
+def _probability(windows: tuple[Window, ...]) -> ColumnElement[float]:
+    """Product over the windows of the normal distribution's integral (erf: PostgreSQL 16)."""
+    product: ColumnElement[float] = literal(1.0)
+    for window in windows:
+        mean = cast(getattr(Prediction, f"{window.property}_mean"), Float)
+        std = func.greatest(cast(getattr(Prediction, f"{window.property}_std"), Float), _SMALLEST_STD)
+        below_high = literal(1.0) if window.high is None else _normal_cdf((window.high - mean) / std)
+        below_low = literal(0.0) if window.low is None else _normal_cdf((window.low - mean) / std)
+        product = product * (below_high - below_low)
+    return product
+
+
+def _normal_cdf(z: ColumnElement[float]) -> ColumnElement[float]:
+    return 0.5 * (1.0 + func.erf(z / 2.0**0.5, type_=Float))
+
+
+def _is_calculated() -> ColumnElement[bool]:
+    """Whether a finished calculation at the model's level of theory exists for the candidate."""
+    return exists(
+        select(1)
+        .select_from(Calculation)
+        .join(Configuration, Configuration.id == Calculation.configuration_id)
+        .join(SearchSpace, SearchSpace.id == Candidate.search_space_id)
+        .join(TrainedModel, TrainedModel.id == Prediction.model_id)
+        .where(
+            Configuration.supercell_id == SearchSpace.supercell_id,
+            Configuration.sites == Candidate.sites,
+            Configuration.defect_types == Candidate.defect_types,
+            Calculation.level_id == TrainedModel.level_id,
+            Calculation.state == "finished",
+        )
+    )

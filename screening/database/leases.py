@@ -1,0 +1,155 @@
+"""Claiming units of work.
+
+A unit of work is a row of a `Leased` table. A worker claims the oldest open one by `FOR UPDATE SKIP LOCKED`,
+keeps the lease alive from a thread while it works, and ends the unit in the transaction that writes its
+results. A lease that runs out (the worker died, or hung) opens the unit to the next worker; if the first one
+wakes up again, its end of the unit finds another owner and its transaction is rolled back. After
+`MAX_ATTEMPTS` a unit is set aside as failed.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import CursorResult, Engine, and_, func, or_, select, update
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from screening.database.session import session_scope
+from screening.database.tables import Calculation, Chunk, ScoringChunk, TrainedModel
+from screening.errors import LeaseLostError
+
+LEASE_S = 30.0
+MAX_ATTEMPTS = 3
+
+Unit = type[Chunk] | type[TrainedModel] | type[ScoringChunk] | type[Calculation]
+
+
+def new_owner() -> str:
+    """A name for the holder of a lease that no other process or earlier life of this one has."""
+    return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+
+
+def claim_next(session: Session, table: Unit, owner: str) -> int | None:
+    """Claim the oldest open unit of a table; its id, or None when there is none.
+
+    Units whose lease ran out for the last allowed time are set aside as failed on the way.
+    """
+    expired = and_(table.state == "running", table.lease_until < func.now())
+    session.execute(
+        update(table)
+        .where(expired, table.attempts >= MAX_ATTEMPTS)
+        .values(
+            state="failed", lease_owner=None, lease_until=None, finished_at=func.now(),
+            error=f"the worker died or hung {MAX_ATTEMPTS} times while it held this unit",
+        )
+    )  # fmt: skip
+    oldest = (
+        select(table.id)
+        .where(or_(table.state == "waiting", expired), table.attempts < MAX_ATTEMPTS)
+        .order_by(table.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    return session.scalar(
+        update(table)
+        .where(table.id == oldest)
+        .values(
+            state="running", lease_owner=owner, lease_until=_lease_end(), attempts=table.attempts + 1,
+            started_at=func.coalesce(table.started_at, func.now()),
+        )
+        .returning(table.id)
+    )  # fmt: skip
+
+
+def count_open(session: Session, table: Unit) -> int:
+    """Number of units that wait or run."""
+    return session.scalar(select(func.count()).where(table.state.in_(("waiting", "running")))) or 0
+
+
+@contextmanager
+def lease_kept(engine: Engine, table: Unit, unit_id: int, owner: str) -> Iterator[threading.Event]:
+    """Keep a lease alive from a thread while the block runs; the event is set once the lease is lost."""
+    stop, lost = threading.Event(), threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(LEASE_S / 3):
+            try:
+                with session_scope(engine) as session:
+                    extended = _held(session, table, unit_id, owner, lease_until=_lease_end())
+            except OperationalError:  # the server restarts: try again, the lease may outlive it
+                continue
+            if not extended:
+                lost.set()
+                return
+
+    thread = threading.Thread(target=beat, name=f"lease of {table.__tablename__} {unit_id}", daemon=True)
+    thread.start()
+    try:
+        yield lost
+    finally:
+        stop.set()
+        thread.join()
+
+
+def record(session: Session, table: Unit, unit_id: int, owner: str, **values: Any) -> None:
+    """Write columns of a unit that is held.
+
+    Raises:
+        LeaseLostError: another worker holds it, or nobody.
+    """
+    if not _held(session, table, unit_id, owner, lease_until=_lease_end(), **values):
+        raise LeaseLostError(f"{table.__tablename__} {unit_id} is no longer held by {owner}")
+
+
+def finish(session: Session, table: Unit, unit_id: int, owner: str, **values: Any) -> None:
+    """End a unit in the transaction that wrote its results.
+
+    Raises:
+        LeaseLostError: another worker holds it by now; the caller's transaction must not be committed.
+    """
+    values |= {"state": "finished", "lease_owner": None, "lease_until": None, "error": None}
+    if not _held(session, table, unit_id, owner, finished_at=func.now(), **values):
+        raise LeaseLostError(f"{table.__tablename__} {unit_id} is no longer held by {owner}")
+
+
+def fail(session: Session, table: Unit, unit_id: int, owner: str, *, error: str) -> None:
+    """Set a unit aside as failed, for good."""
+    _held(
+        session, table, unit_id, owner,
+        state="failed", error=error, lease_owner=None, lease_until=None, finished_at=func.now(),
+    )  # fmt: skip
+
+
+def give_back(session: Session, table: Unit, unit_id: int, owner: str, *, error: str) -> None:
+    """Open a unit for another attempt after an error, or set it aside after the last one."""
+    attempts = session.scalar(select(table.attempts).where(table.id == unit_id))
+    if attempts is not None and attempts >= MAX_ATTEMPTS:
+        fail(session, table, unit_id, owner, error=error)
+    else:
+        _held(
+            session, table, unit_id, owner, state="waiting", error=error, lease_owner=None, lease_until=None
+        )
+
+
+def _lease_end() -> Any:
+    return func.now() + timedelta(seconds=LEASE_S)
+
+
+def _held(session: Session, table: Unit, unit_id: int, owner: str, **values: Any) -> bool:
+    """Update a unit if this owner holds it; whether it did."""
+    result = session.execute(
+        update(table)
+        .where(table.id == unit_id, table.state == "running", table.lease_owner == owner)
+        .values(**values)
+    )
+    assert isinstance(result, CursorResult)
+    return result.rowcount == 1

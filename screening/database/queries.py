@@ -1,0 +1,346 @@
+"""Named reads and small writes.
+
+Adding the same thing twice is harmless: natural keys with `ON CONFLICT`. Nothing here commits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Row, func, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from screening.database.design_query import DesignQuery
+from screening.database.tables import (
+    Calculation,
+    CalculationResult,
+    Candidate,
+    ChemicalPotential,
+    Chunk,
+    Composition,
+    Configuration,
+    DefectType,
+    Host,
+    LevelOfTheory,
+    ModelTrainingResult,
+    Prediction,
+    ScoringChunk,
+    SearchSpace,
+    SourceFile,
+    Supercell,
+    Table,
+    TrainedModel,
+)
+from screening.errors import InputError, LevelOfTheoryError, UnknownNameError
+
+_ROWS_PER_INSERT = 5000
+
+
+def find_host(session: Session, name: str) -> Host | None:
+    """The host of this name, if it is there."""
+    return session.scalar(select(Host).where(Host.name == name))
+
+
+def get_host(session: Session, name: str) -> Host:
+    """The host of this name.
+
+    Raises:
+        UnknownNameError: there is none.
+    """
+    host = find_host(session, name)
+    if host is None:
+        names = session.scalars(select(Host.name).order_by(Host.name)).all()
+        raise UnknownNameError(
+            f"the database has no host {name!r}; it has {', '.join(names) or 'none'}: `screening host add {name}`"
+        )
+    return host
+
+
+def get_or_add(session: Session, table: type[Table], key: Mapping[str, Any], **others: Any) -> int:
+    """The id of the row with this natural key, added if it is not there."""
+    columns = [getattr(table, name) for name in key]
+    conditions = [column == value for column, value in zip(columns, key.values(), strict=True)]
+    identifier = table.id  # type: ignore[attr-defined]
+    found = session.scalar(select(identifier).where(*conditions))
+    if found is None:
+        added = insert(table).values(**key, **others).on_conflict_do_nothing().returning(identifier)
+        found = session.scalar(added) or session.scalar(select(identifier).where(*conditions))
+    assert isinstance(found, int)
+    return found
+
+
+def add_defect_types(session: Session, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add defect types (id, name, removed, added) that are not there yet."""
+    if rows:
+        session.execute(insert(DefectType).on_conflict_do_nothing(), list(rows))
+
+
+def composition_ids(session: Session, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """Ids of compositions by label, added where they are not there; rows by label."""
+    if rows:
+        session.execute(
+            insert(Composition).on_conflict_do_nothing(),
+            [{"label": label, **columns} for label, columns in sorted(rows.items())],
+        )
+    found = session.execute(select(Composition.label, Composition.id).where(Composition.label.in_(rows)))
+    return dict(found.tuples().all())
+
+
+def level_id_of(session: Session, name: str) -> int:
+    """The level of theory of this name.
+
+    Raises:
+        UnknownNameError: there is none.
+    """
+    found = session.scalar(select(LevelOfTheory.id).where(LevelOfTheory.name == name))
+    if found is None:
+        names = session.scalars(select(LevelOfTheory.name).order_by(LevelOfTheory.name)).all()
+        raise UnknownNameError(f"no level of theory is called {name!r}; known are {', '.join(names) or 'none'}")
+    return found
+
+
+def add_level(
+    session: Session, *, name: str, code: str, functional: str, settings: Mapping[str, Any], digest: str
+) -> int:
+    """The id of a level of theory, added if it is not there.
+
+    Raises:
+        LevelOfTheoryError: the name stands for other settings already.
+    """
+    level_id = get_or_add(
+        session, LevelOfTheory, {"digest": digest},
+        name=name, code=code, functional=functional, settings=dict(settings),
+    ) if _level_is_free(session, name, digest) else None  # fmt: skip
+    if level_id is None:
+        raise LevelOfTheoryError(
+            f"the level of theory {name!r} is known with other settings; give the new settings another name"
+        )
+    return level_id
+
+
+def _level_is_free(session: Session, name: str, digest: str) -> bool:
+    known = session.scalar(select(LevelOfTheory.digest).where(LevelOfTheory.name == name))
+    return known is None or known == digest
+
+
+def add_chemical_potentials(session: Session, level_id: int, rows: Mapping[str, tuple[float, str]]) -> None:
+    """Store (energy in eV per atom, source) by element; what is there already must agree.
+
+    Raises:
+        LevelOfTheoryError: an element is known with another energy at this level.
+    """
+    known = chemical_potentials(session, level_id)
+    for element, (energy, source) in rows.items():
+        if element not in known:
+            session.add(ChemicalPotential(level_id=level_id, element=element, energy=energy, source=source))
+        elif abs(known[element] - energy) > 1e-6:
+            raise LevelOfTheoryError(
+                f"the chemical potential of {element} is {known[element]:.6f} eV in the database and "
+                f"{energy:.6f} eV in the new data; formation energies would not be comparable"
+            )
+    session.flush()
+
+
+def chemical_potentials(session: Session, level_id: int) -> dict[str, float]:
+    """Chemical potentials of a level of theory, eV per atom, by element."""
+    rows = session.execute(
+        select(ChemicalPotential.element, ChemicalPotential.energy).where(ChemicalPotential.level_id == level_id)
+    )
+    return dict(rows.tuples().all())
+
+
+def add_source_file(session: Session, *, sha256: str, path: str, kind: str, size: int, version: str) -> int:
+    """The id of a file by its hash, added if it is not there."""
+    return get_or_add(
+        session, SourceFile, {"sha256": sha256}, path=path, kind=kind, size=size, parser_version=version
+    )
+
+
+def configuration_ids(
+    session: Session, supercell_id: int, rows: Sequence[Mapping[str, Any]]
+) -> dict[tuple[tuple[int, ...], tuple[int, ...]], int]:
+    """Ids of canonical configurations by (sites, defect types), added where they are not there."""
+    for start in range(0, len(rows), _ROWS_PER_INSERT):
+        session.execute(
+            insert(Configuration).on_conflict_do_nothing(),
+            [{"supercell_id": supercell_id, **row} for row in rows[start : start + _ROWS_PER_INSERT]],
+        )
+    found = session.execute(
+        select(Configuration.sites, Configuration.defect_types, Configuration.id).where(
+            Configuration.supercell_id == supercell_id
+        )
+    )
+    return {(tuple(sites), tuple(types)): identifier for sites, types, identifier in found}
+
+
+def pristine_energy(session: Session, supercell_id: int, level_id: int) -> float | None:
+    """Total energy of the pristine supercell at a level of theory, eV, if it is known."""
+    return session.scalar(
+        select(CalculationResult.energy)
+        .join(Calculation, Calculation.id == CalculationResult.calculation_id)
+        .join(Configuration, Configuration.id == Calculation.configuration_id)
+        .where(
+            Configuration.supercell_id == supercell_id,
+            Configuration.n_defects == 0,
+            Calculation.level_id == level_id,
+        )
+    )
+
+
+def labelled_rows(
+    session: Session, *, level_id: int, host_ids: Sequence[int] = (), datasets: Sequence[str] = ()
+) -> Sequence[Row[Any]]:
+    """Results of defective configurations with what identifies them, ordered by result id."""
+    statement = (
+        select(CalculationResult, Configuration.supercell_id, Configuration.sites, Configuration.defect_types)
+        .join(Calculation, Calculation.id == CalculationResult.calculation_id)
+        .join(Configuration, Configuration.id == Calculation.configuration_id)
+        .join(Supercell, Supercell.id == Configuration.supercell_id)
+        .where(Calculation.level_id == level_id, Configuration.n_defects > 0)
+        .order_by(CalculationResult.id)
+    )
+    if host_ids:
+        statement = statement.where(Supercell.host_id.in_(host_ids))
+    if datasets:
+        statement = statement.where(CalculationResult.dataset.in_(datasets))
+    return session.execute(statement).all()
+
+
+def model_by_name(session: Session, name: str | None) -> TrainedModel:
+    """The finished model of this name, or the newest finished one.
+
+    Raises:
+        UnknownNameError: there is none.
+        InputError: it is not finished.
+    """
+    statement = select(TrainedModel)
+    if name is None:
+        statement = statement.where(TrainedModel.state == "finished").order_by(TrainedModel.id.desc()).limit(1)
+    else:
+        statement = statement.where(TrainedModel.name == name)
+    model = session.scalar(statement)
+    if model is None:
+        known = session.scalars(select(TrainedModel.name).order_by(TrainedModel.id)).all()
+        raise UnknownNameError(
+            f"no trained model {'is there' if name is None else f'is called {name!r}'}; "
+            f"known are {', '.join(known) or 'none'}: `screening train`"
+        )
+    if model.state != "finished":
+        raise InputError(f"model {model.name} is {model.state} ({model.error or 'no error'}); wait, or train again")
+    return model
+
+
+def training_hosts(session: Session, model_id: int) -> set[int]:
+    """Ids of the supercells whose results a model learnt from."""
+    return set(
+        session.scalars(
+            select(Configuration.supercell_id)
+            .distinct()
+            .join(Calculation, Calculation.configuration_id == Configuration.id)
+            .join(CalculationResult, CalculationResult.calculation_id == Calculation.id)
+            .join(ModelTrainingResult, ModelTrainingResult.result_id == CalculationResult.id)
+            .where(ModelTrainingResult.model_id == model_id)
+        )
+    )
+
+
+def supercell_id_of(session: Session, host_name: str, label: str | None) -> int:
+    """The supercell of a host with this label, or its only one.
+
+    Raises:
+        UnknownNameError: there is none.
+        InputError: no label is given and the host has several.
+    """
+    host = get_host(session, host_name)
+    rows = session.execute(
+        select(Supercell.label, Supercell.id).where(Supercell.host_id == host.id).order_by(Supercell.id)
+    )
+    known = dict(rows.tuples().all())
+    if label is None and len(known) > 1:
+        raise InputError(f"host {host_name} has the supercells {', '.join(known)}; choose one with --supercell")
+    if label is None and known:
+        return next(iter(known.values()))
+    if label is None or label not in known:
+        raise UnknownNameError(
+            f"host {host_name} has no supercell {label or ''}; it has {', '.join(known) or 'none'}: "
+            f"`screening host add {host_name} --supercell {label or '8x8'}`"
+        )
+    return known[label]
+
+
+def scored_search_space(session: Session, model_id: int, supercell_id: int) -> int | None:
+    """The largest search space of a supercell that a model has scored completely, if there is one."""
+    open_chunk = (
+        select(Chunk.id)
+        .outerjoin(
+            ScoringChunk,
+            (ScoringChunk.chunk_id == Chunk.id)
+            & (ScoringChunk.model_id == model_id)
+            & (ScoringChunk.state == "finished"),
+        )
+        .where(Chunk.search_space_id == SearchSpace.id, ScoringChunk.id.is_(None))
+    )
+    return session.scalar(
+        select(SearchSpace.id)
+        .where(SearchSpace.supercell_id == supercell_id, ~open_chunk.exists())
+        .order_by(SearchSpace.expected.desc(), SearchSpace.id)
+        .limit(1)
+    )
+
+
+def count_candidates(session: Session, search_space_id: int) -> int:
+    """Number of stored candidates of a search space."""
+    return session.scalar(select(func.count()).where(Candidate.search_space_id == search_space_id)) or 0
+
+
+def count_predictions(session: Session, search_space_id: int, model_id: int) -> int:
+    """Number of a model's predictions on a search space."""
+    return (
+        session.scalar(
+            select(func.count())
+            .select_from(Prediction)
+            .join(Candidate, Candidate.id == Prediction.candidate_id)
+            .where(Candidate.search_space_id == search_space_id, Prediction.model_id == model_id)
+        )
+        or 0
+    )
+
+
+def known_configurations(
+    session: Session, supercell_id: int, level_id: int
+) -> set[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """(sites, defect types) of what is calculated, running or proposed at a level of theory."""
+    rows = session.execute(
+        select(Configuration.sites, Configuration.defect_types)
+        .join(Calculation, Calculation.configuration_id == Configuration.id)
+        .where(Configuration.supercell_id == supercell_id, Calculation.level_id == level_id)
+    )
+    return {(tuple(sites), tuple(types)) for sites, types in rows}
+
+
+def best_value(session: Session, query: DesignQuery, level_id: int) -> float | None:
+    """Best calculated value of the property a design query sorts by, among results that satisfy its windows."""
+    if query.sort == "probability":
+        return None
+    column = getattr(CalculationResult, query.sort)
+    best = func.min(column) if query.direction == "lowest" else func.max(column)
+    statement = (
+        select(best)
+        .select_from(CalculationResult)
+        .join(Calculation, Calculation.id == CalculationResult.calculation_id)
+        .join(Configuration, Configuration.id == Calculation.configuration_id)
+        .join(Supercell, Supercell.id == Configuration.supercell_id)
+        .join(Host, Host.id == Supercell.host_id)
+        .where(Host.name == query.host, Calculation.level_id == level_id, Configuration.n_defects > 0)
+    )
+    if query.max_defects is not None:
+        statement = statement.where(Configuration.n_defects <= query.max_defects)
+    for window in query.windows:
+        value = getattr(CalculationResult, window.property)
+        if window.low is not None:
+            statement = statement.where(value >= window.low)
+        if window.high is not None:
+            statement = statement.where(value <= window.high)
+    return session.scalar(statement)

@@ -1,0 +1,84 @@
+"""Engine, transactions and migrations.
+
+A transaction belongs to the entry point (a CLI command, a task): it opens `session_scope` and everything
+below takes the session as its first argument and never commits. Streaming stages, which commit chunk by
+chunk, open their own scopes and say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import alembic.command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from screening.errors import SchemaError, ServiceError
+
+
+def make_engine(database_url: str) -> Engine:
+    """Engine for a `postgresql+psycopg://` address; connections are checked before they are used again."""
+    return create_engine(database_url, pool_pre_ping=True, connect_args={"connect_timeout": 10})
+
+
+@contextmanager
+def session_scope(engine: Engine) -> Iterator[Session]:
+    """One transaction: committed at the end of the block, rolled back by any exception.
+
+    Raises:
+        ServiceError: the server cannot be reached.
+    """
+    with Session(engine) as session:
+        try:
+            session.connection()
+        except OperationalError as error:
+            raise ServiceError(f"PostgreSQL does not answer at {address(engine)}; run `screening up`") from error
+        yield session
+        session.commit()
+
+
+def address(engine: Engine) -> str:
+    """Host, port and database of an engine, without the password."""
+    return engine.url.render_as_string(hide_password=True)
+
+
+def migration_config() -> Config:
+    """Alembic's configuration for the migrations that are installed with the package."""
+    spec = find_spec("migrations")
+    assert spec is not None
+    assert spec.origin is not None
+    config = Config()
+    config.set_main_option("script_location", str(Path(spec.origin).parent).replace("%", "%%"))
+    return config
+
+
+def migrate(engine: Engine) -> None:
+    """Bring the schema to the newest migration; a lock keeps two processes from doing so at once."""
+    config = migration_config()
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        alembic.command.upgrade(config, "head")
+
+
+def check_schema(engine: Engine) -> None:
+    """Make sure that the schema is at the newest migration.
+
+    Raises:
+        SchemaError: it is not.
+        ServiceError: the server cannot be reached.
+    """
+    head = ScriptDirectory.from_config(migration_config()).get_current_head()
+    with session_scope(engine) as session:
+        found = MigrationContext.configure(session.connection()).get_current_revision()
+    if found != head:
+        raise SchemaError(
+            f"the database is at migration {found or 'none'}, this version of screening needs {head}; "
+            "run `screening up` (or `alembic upgrade head`)"
+        )

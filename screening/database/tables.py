@@ -1,0 +1,499 @@
+"""Every table, in the order of the data flow: hosts, levels of theory, configurations, calculations,
+search spaces, candidates, models, predictions, rankings, rounds.
+
+Units: eV, angstrom, Bohr magneton. Rows are the truth: a unit of work (a chunk, a training, a scoring, a
+calculation) is a row with a state and a lease, and its results are committed together with its state.
+The code of a defect type, ``128 * Z_removed + Z_added``, is its primary key, so that arrays of defect types
+can be read without a look-up.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    CheckConstraint,
+    Computed,
+    DateTime,
+    Double,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Text,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB, REAL
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+STATES = ("waiting", "running", "finished", "failed")
+
+PROPERTY_COMMENTS = {
+    "formation_energy": "formation energy, eV",
+    "formation_energy_per_site": "formation energy per defect site, eV",
+    "homo_lumo_gap_min": "smaller HOMO-LUMO gap of the two spin channels, eV",
+    "homo_lumo_gap_majority": "HOMO-LUMO gap of the majority spin channel, eV",
+    "homo_lumo_gap_minority": "HOMO-LUMO gap of the minority spin channel, eV",
+    "homo": "highest occupied level of either spin, eV",
+    "lumo": "lowest unoccupied level of either spin, eV",
+    "total_mag": "total magnetisation, Bohr magneton",
+}
+
+
+class Table(DeclarativeBase):
+    """Declarative base: one naming convention for all constraints, so that migrations can name them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {
+        str: Text,
+        float: Double,
+        datetime: DateTime(timezone=True),
+        list[int]: ARRAY(SmallInteger),
+        list[float]: ARRAY(Double),
+        list[str]: ARRAY(Text),
+        dict[str, Any]: JSONB,
+    }
+
+
+class Leased:
+    """Columns of a unit of work: state, lease and outcome."""
+
+    state: Mapped[str] = mapped_column(server_default="waiting", comment="waiting, running, finished or failed")
+    attempts: Mapped[int] = mapped_column(server_default="0", comment="how often a worker has begun it")
+    lease_owner: Mapped[str | None] = mapped_column(comment="worker that holds it")
+    lease_until: Mapped[datetime | None] = mapped_column(comment="after this time another worker may take it")
+    error: Mapped[str | None] = mapped_column(comment="why it failed, or why the last attempt did")
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+
+def _lease_rules(table_name: str) -> tuple[CheckConstraint | Index, ...]:
+    return (
+        CheckConstraint("state IN ('waiting', 'running', 'finished', 'failed')", name="state"),
+        CheckConstraint(
+            "(state = 'running') = (lease_owner IS NOT NULL AND lease_until IS NOT NULL)", name="lease"
+        ),
+        CheckConstraint("state <> 'failed' OR error IS NOT NULL", name="failed_has_error"),
+        Index(
+            f"ix_{table_name}_open", "id", postgresql_where=text("state IN ('waiting', 'running')")
+        ),  # claims walk this index
+    )
+
+
+class Host(Table):
+    """A pristine material."""
+
+    __tablename__ = "hosts"
+    __table_args__ = (
+        CheckConstraint("cardinality(lattice) = 9", name="lattice"),
+        CheckConstraint("cardinality(positions) = 3 * cardinality(species)", name="positions"),
+        {"comment": "pristine materials"},
+    )
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    formula: Mapped[str]
+    lattice: Mapped[list[float]] = mapped_column(comment="nine numbers, lattice vectors one after another, angstrom")
+    species: Mapped[list[str]] = mapped_column(comment="chemical symbol of each site of the unit cell")
+    positions: Mapped[list[float]] = mapped_column(comment="fractional coordinates, three per site")
+    is_layer: Mapped[bool] = mapped_column(comment="periodic along the first two lattice vectors only")
+    source: Mapped[str] = mapped_column(comment="where lattice and positions come from")
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Supercell(Table):
+    """A supercell of a host; its sites are numbered by screening.defects.host."""
+
+    __tablename__ = "supercells"
+    __table_args__ = (
+        UniqueConstraint("host_id", "matrix"),
+        CheckConstraint("cardinality(matrix) = 9", name="matrix"),
+        {"comment": "supercells whose sites are numbered"},
+    )
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    host_id: Mapped[int] = mapped_column(ForeignKey("hosts.id"))
+    matrix: Mapped[list[int]] = mapped_column(comment="nine integers: supercell vectors in those of the unit cell")
+    label: Mapped[str] = mapped_column(comment="8x8")
+    n_sites: Mapped[int]
+    n_operations: Mapped[int] = mapped_column(comment="distinct site permutations of its symmetry group")
+
+
+class DefectType(Table):
+    """What happens on one site."""
+
+    __tablename__ = "defect_types"
+    __table_args__ = (
+        CheckConstraint("added IS DISTINCT FROM removed", name="is_a_defect"),
+        CheckConstraint("name = coalesce(added, 'v') || '_' || removed", name="name"),
+        {"comment": "defect types; id = 128 * Z_removed + Z_added (0 for a vacancy)"},
+    )
+
+    id: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
+    name: Mapped[str] = mapped_column(unique=True, comment="v_S, Se_S")
+    removed: Mapped[str]
+    added: Mapped[str | None] = mapped_column(comment="null for a vacancy")
+
+
+class Composition(Table):
+    """Which defect types occur how often."""
+
+    __tablename__ = "compositions"
+    __table_args__ = (
+        CheckConstraint("cardinality(defect_types) = cardinality(counts)", name="counts"),
+        {"comment": "how many defects of each type"},
+    )
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    label: Mapped[str] = mapped_column(unique=True, comment="2*v_S+Se_S, or pristine")
+    defect_types: Mapped[list[int]] = mapped_column(comment="ids of defect types, ascending")
+    counts: Mapped[list[int]] = mapped_column(comment="number of each of them")
+    n_defects: Mapped[int] = mapped_column(SmallInteger)
+
+
+class LevelOfTheory(Table):
+    """What makes energies comparable: rows of different levels are never mixed."""
+
+    __tablename__ = "levels_of_theory"
+    __table_args__ = ({"comment": "code, functional and settings of calculations"},)
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    code: Mapped[str]
+    functional: Mapped[str]
+    settings: Mapped[dict[str, Any]]
+    digest: Mapped[str] = mapped_column(unique=True, comment="SHA-256 of code, functional and settings")
+
+
+class ChemicalPotential(Table):
+    """Energy per atom of an element in its reference, at one level of theory."""
+
+    __tablename__ = "chemical_potentials"
+    __table_args__ = ({"comment": "references of formation energies"},)
+
+    level_id: Mapped[int] = mapped_column(ForeignKey("levels_of_theory.id"), primary_key=True)
+    element: Mapped[str] = mapped_column(primary_key=True)
+    energy: Mapped[float] = mapped_column(comment="eV per atom")
+    source: Mapped[str] = mapped_column(comment="the reference phase")
+
+
+class SourceFile(Table):
+    """A file from which results were taken."""
+
+    __tablename__ = "source_files"
+    __table_args__ = ({"comment": "files that results were read from"},)
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    sha256: Mapped[str] = mapped_column(unique=True)
+    path: Mapped[str] = mapped_column(comment="as it was given when the file was first read")
+    kind: Mapped[str]
+    size: Mapped[int] = mapped_column(BigInteger, comment="bytes")
+    parser_version: Mapped[str]
+    read_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Configuration(Table):
+    """A canonical configuration that a calculation is about; the pristine supercell has no defects."""
+
+    __tablename__ = "configurations"
+    __table_args__ = (
+        UniqueConstraint("supercell_id", "sites", "defect_types"),
+        CheckConstraint(
+            "cardinality(sites) = n_defects AND cardinality(defect_types) = n_defects", name="n_defects"
+        ),
+        CheckConstraint("multiplicity > 0", name="multiplicity"),
+        {"comment": "canonical configurations: smallest under the supercell's symmetry"},
+    )
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    supercell_id: Mapped[int] = mapped_column(ForeignKey("supercells.id"))
+    composition_id: Mapped[int] = mapped_column(ForeignKey("compositions.id"), index=True)
+    n_defects: Mapped[int] = mapped_column(SmallInteger)
+    sites: Mapped[list[int]] = mapped_column(comment="numbered sites, ascending")
+    defect_types: Mapped[list[int]] = mapped_column(comment="defect type on each of these sites")
+    multiplicity: Mapped[int] = mapped_column(comment="size of its symmetry orbit")
+
+
+class SearchSpace(Table):
+    """Supercell, defect types and composition limits, with the exact number of candidates."""
+
+    __tablename__ = "search_spaces"
+    __table_args__ = (
+        UniqueConstraint(
+            "supercell_id", "defect_types", "min_defects", "max_defects", "composition",
+            name="uq_search_spaces_definition", postgresql_nulls_not_distinct=True,
+        ),
+        CheckConstraint("min_defects BETWEEN 1 AND max_defects", name="defects"),
+        {"comment": "what is enumerated"},
+    )  # fmt: skip
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    supercell_id: Mapped[int] = mapped_column(ForeignKey("supercells.id"))
+    defect_types: Mapped[list[int]]
+    min_defects: Mapped[int] = mapped_column(SmallInteger)
+    max_defects: Mapped[int] = mapped_column(SmallInteger)
+    composition: Mapped[list[int] | None] = mapped_column(comment="if given, the exact number of each defect type")
+    expected: Mapped[int] = mapped_column(BigInteger, comment="number of candidates by Burnside's lemma")
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Chunk(Leased, Table):
+    """An independently enumerable part of a search space."""
+
+    __tablename__ = "chunks"
+    __table_args__ = (
+        UniqueConstraint("search_space_id", "number"),
+        CheckConstraint("(state = 'finished') = (n_candidates IS NOT NULL)", name="finished_is_counted"),
+        *_lease_rules("chunks"),
+        {"comment": "parts of search spaces: all configurations that begin with a prefix"},
+    )
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    search_space_id: Mapped[int] = mapped_column(ForeignKey("search_spaces.id", ondelete="CASCADE"))
+    number: Mapped[int]
+    n_defects: Mapped[int] = mapped_column(SmallInteger)
+    prefix_sites: Mapped[list[int]]
+    prefix_defect_types: Mapped[list[int]]
+    n_candidates: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class Candidate(Table):
+    """A stored symmetry-distinct configuration of a search space."""
+
+    __tablename__ = "candidates"
+    __table_args__ = (
+        UniqueConstraint("search_space_id", "sites", "defect_types"),
+        CheckConstraint("cardinality(sites) = cardinality(defect_types)", name="defects"),
+        Index("ix_candidates_chunk_id", "chunk_id"),
+        Index("ix_candidates_search_space_id_composition_id", "search_space_id", "composition_id"),
+        {"comment": "enumerated canonical configurations"},
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    search_space_id: Mapped[int] = mapped_column(ForeignKey("search_spaces.id", ondelete="CASCADE"))
+    chunk_id: Mapped[int] = mapped_column(ForeignKey("chunks.id", ondelete="CASCADE"))
+    composition_id: Mapped[int] = mapped_column(ForeignKey("compositions.id"))
+    multiplicity: Mapped[int]
+    sites: Mapped[list[int]]
+    defect_types: Mapped[list[int]]
+
+
+class TrainedModel(Leased, Table):
+    """An ensemble of networks: how it is trained, how far it is, and its weights."""
+
+    __tablename__ = "trained_models"
+    __table_args__ = (
+        CheckConstraint("(state = 'finished') = (weights IS NOT NULL)", name="finished_has_weights"),
+        CheckConstraint("state <> 'finished' OR checkpoint IS NULL", name="finished_drops_checkpoint"),
+        *_lease_rules("trained_models"),
+        {"comment": "trained models, one level of theory each"},
+    )
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    parent_id: Mapped[int | None] = mapped_column(ForeignKey("trained_models.id"), comment="retrained from")
+    level_id: Mapped[int] = mapped_column(ForeignKey("levels_of_theory.id"))
+    properties: Mapped[list[str]]
+    settings: Mapped[dict[str, Any]] = mapped_column(comment="screening.learning.training.TrainingSettings")
+    seed: Mapped[int] = mapped_column(BigInteger)
+    progress: Mapped[dict[str, Any] | None] = mapped_column(
+        comment="member, epoch, loss and validation errors of the last epoch"
+    )
+    checkpoint: Mapped[bytes | None] = mapped_column(LargeBinary, comment="safetensors, to resume from")
+    weights: Mapped[bytes | None] = mapped_column(LargeBinary, comment="safetensors")
+    weights_sha256: Mapped[str | None] = mapped_column(
+        Computed("encode(sha256(weights), 'hex')", persisted=True), comment="of the weights"
+    )
+    training_time_s: Mapped[float | None] = mapped_column(comment="seconds")
+
+
+class ModelMetric(Table):
+    """Error of a model on validation rows."""
+
+    __tablename__ = "model_metrics"
+    __table_args__ = ({"comment": "errors of models on validation rows never trained on"},)
+
+    model_id: Mapped[int] = mapped_column(ForeignKey("trained_models.id", ondelete="CASCADE"), primary_key=True)
+    dataset: Mapped[str] = mapped_column(primary_key=True)
+    property: Mapped[str] = mapped_column(primary_key=True)
+    n_rows: Mapped[int]
+    mae: Mapped[float] = mapped_column(comment="mean absolute error, eV or Bohr magneton")
+    rmse: Mapped[float] = mapped_column(comment="root mean square error, eV or Bohr magneton")
+
+
+class ScoringChunk(Leased, Table):
+    """The scoring of one chunk's candidates by one model."""
+
+    __tablename__ = "scoring_chunks"
+    __table_args__ = (
+        UniqueConstraint("model_id", "chunk_id"),
+        CheckConstraint("(state = 'finished') = (n_predictions IS NOT NULL)", name="finished_is_counted"),
+        *_lease_rules("scoring_chunks"),
+        {"comment": "units of scoring work"},
+    )
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    model_id: Mapped[int] = mapped_column(ForeignKey("trained_models.id", ondelete="CASCADE"))
+    chunk_id: Mapped[int] = mapped_column(ForeignKey("chunks.id", ondelete="CASCADE"))
+    n_predictions: Mapped[int | None] = mapped_column(BigInteger)
+
+
+def _mean(name: str) -> Mapped[float | None]:
+    return mapped_column(REAL, comment=f"predicted {PROPERTY_COMMENTS[name]}")
+
+
+def _std(name: str) -> Mapped[float | None]:
+    return mapped_column(REAL, comment=f"standard deviation of the predicted {PROPERTY_COMMENTS[name]}")
+
+
+class Prediction(Table):
+    """Mean and standard deviation of every property of a candidate, by one model; never overwritten."""
+
+    __tablename__ = "predictions"
+    __table_args__ = (
+        Index("ix_predictions_model_id_homo_lumo_gap_min", "model_id", "homo_lumo_gap_min_mean"),
+        Index("ix_predictions_model_id_energy", "model_id", "formation_energy_per_site_mean"),
+        {"comment": "predictions, append-only per model"},
+    )
+
+    candidate_id: Mapped[int] = mapped_column(
+        BigInteger, ForeignKey("candidates.id", ondelete="CASCADE"), primary_key=True
+    )
+    model_id: Mapped[int] = mapped_column(ForeignKey("trained_models.id", ondelete="CASCADE"), primary_key=True)
+    formation_energy_mean: Mapped[float | None] = _mean("formation_energy")
+    formation_energy_std: Mapped[float | None] = _std("formation_energy")
+    formation_energy_per_site_mean: Mapped[float | None] = _mean("formation_energy_per_site")
+    formation_energy_per_site_std: Mapped[float | None] = _std("formation_energy_per_site")
+    homo_lumo_gap_min_mean: Mapped[float | None] = _mean("homo_lumo_gap_min")
+    homo_lumo_gap_min_std: Mapped[float | None] = _std("homo_lumo_gap_min")
+    homo_lumo_gap_majority_mean: Mapped[float | None] = _mean("homo_lumo_gap_majority")
+    homo_lumo_gap_majority_std: Mapped[float | None] = _std("homo_lumo_gap_majority")
+    homo_lumo_gap_minority_mean: Mapped[float | None] = _mean("homo_lumo_gap_minority")
+    homo_lumo_gap_minority_std: Mapped[float | None] = _std("homo_lumo_gap_minority")
+    homo_mean: Mapped[float | None] = _mean("homo")
+    homo_std: Mapped[float | None] = _std("homo")
+    lumo_mean: Mapped[float | None] = _mean("lumo")
+    lumo_std: Mapped[float | None] = _std("lumo")
+    total_mag_mean: Mapped[float | None] = _mean("total_mag")
+    total_mag_std: Mapped[float | None] = _std("total_mag")
+
+
+class Ranking(Table):
+    """A snapshot of what a design query returned."""
+
+    __tablename__ = "rankings"
+    __table_args__ = ({"comment": "snapshots of design queries"},)
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    model_id: Mapped[int] = mapped_column(ForeignKey("trained_models.id"))
+    search_space_id: Mapped[int] = mapped_column(ForeignKey("search_spaces.id"))
+    query: Mapped[dict[str, Any]] = mapped_column(comment="the design query, as it was given")
+    sql: Mapped[str] = mapped_column(comment="the SELECT it was compiled to")
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class RankingRow(Table):
+    """One row of a ranking."""
+
+    __tablename__ = "ranking_rows"
+    __table_args__ = ({"comment": "candidates of a ranking in their order"},)
+
+    ranking_id: Mapped[int] = mapped_column(ForeignKey("rankings.id", ondelete="CASCADE"), primary_key=True)
+    rank: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    candidate_id: Mapped[int] = mapped_column(BigInteger, ForeignKey("candidates.id"))
+    probability: Mapped[float] = mapped_column(comment="that all constraints of the query hold")
+
+
+class Round(Table):
+    """A batch of proposed calculations."""
+
+    __tablename__ = "rounds"
+    __table_args__ = ({"comment": "batches of proposed calculations"},)
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    model_id: Mapped[int] = mapped_column(ForeignKey("trained_models.id"), comment="whose predictions chose them")
+    level_id: Mapped[int] = mapped_column(ForeignKey("levels_of_theory.id"))
+    query: Mapped[dict[str, Any]] = mapped_column(comment="the design query that the choice serves")
+    seed: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Calculation(Leased, Table):
+    """A calculation of a configuration at a level of theory: proposed, running, finished or failed."""
+
+    __tablename__ = "calculations"
+    __table_args__ = (
+        UniqueConstraint("configuration_id", "level_id"),
+        CheckConstraint("attempts >= 0", name="attempts"),
+        CheckConstraint("state IN ('proposed', 'waiting', 'running', 'finished', 'failed')", name="state"),
+        *_lease_rules("calculations")[1:],
+        {"comment": "calculations; proposed ones wait for a person, waiting ones for a worker"},
+    )
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    configuration_id: Mapped[int] = mapped_column(ForeignKey("configurations.id"))
+    level_id: Mapped[int] = mapped_column(ForeignKey("levels_of_theory.id"), index=True)
+    round_id: Mapped[int | None] = mapped_column(ForeignKey("rounds.id"), index=True)
+    proposal: Mapped[str | None] = mapped_column(comment="why it was proposed")
+
+
+class CalculationResult(Table):
+    """What a finished calculation says."""
+
+    __tablename__ = "calculation_results"
+    __table_args__ = (
+        UniqueConstraint("dataset", "row_name"),
+        CheckConstraint("split IN ('train', 'validation')", name="split"),
+        CheckConstraint("energy = energy AND abs(energy) < 'Infinity'", name="energy_is_finite"),
+        {"comment": "results of finished calculations"},
+    )
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    calculation_id: Mapped[int] = mapped_column(ForeignKey("calculations.id"), unique=True)
+    source_file_id: Mapped[int | None] = mapped_column(ForeignKey("source_files.id"), index=True)
+    dataset: Mapped[str] = mapped_column(comment="where it comes from: low_density_defects/MoS2, round 3")
+    row_name: Mapped[str] = mapped_column(comment="its name there")
+    split: Mapped[str | None] = mapped_column(comment="train or validation, where the data set says so")
+    energy: Mapped[float] = mapped_column(comment="total energy of the supercell, eV")
+    formation_energy: Mapped[float | None] = mapped_column(comment=PROPERTY_COMMENTS["formation_energy"])
+    formation_energy_per_site: Mapped[float | None] = mapped_column(
+        comment=PROPERTY_COMMENTS["formation_energy_per_site"]
+    )
+    homo_lumo_gap_min: Mapped[float | None] = mapped_column(comment=PROPERTY_COMMENTS["homo_lumo_gap_min"])
+    homo_lumo_gap_majority: Mapped[float | None] = mapped_column(comment=PROPERTY_COMMENTS["homo_lumo_gap_majority"])
+    homo_lumo_gap_minority: Mapped[float | None] = mapped_column(comment=PROPERTY_COMMENTS["homo_lumo_gap_minority"])
+    homo: Mapped[float | None] = mapped_column(comment=PROPERTY_COMMENTS["homo"])
+    lumo: Mapped[float | None] = mapped_column(comment=PROPERTY_COMMENTS["lumo"])
+    total_mag: Mapped[float | None] = mapped_column(comment=PROPERTY_COMMENTS["total_mag"])
+    taken_in_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class ModelTrainingResult(Table):
+    """Which results a model learnt from."""
+
+    __tablename__ = "model_training_results"
+    __table_args__ = (
+        CheckConstraint("role IN ('train', 'validation')", name="role"),
+        {"comment": "which results a model learnt from, and which it was chosen on"},
+    )
+
+    model_id: Mapped[int] = mapped_column(ForeignKey("trained_models.id", ondelete="CASCADE"), primary_key=True)
+    result_id: Mapped[int] = mapped_column(ForeignKey("calculation_results.id"), primary_key=True, index=True)
+    role: Mapped[str]

@@ -1,0 +1,105 @@
+"""Design queries and their rankings: which candidates have the properties that are wanted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from screening.database import queries, tables
+from screening.database.design_query import DesignQuery, compile_query, to_sql
+from screening.errors import InputError
+
+
+@dataclass(frozen=True)
+class RankedTable:
+    """What a design query returned.
+
+    Attributes:
+        sql: the SELECT, to read and to run elsewhere.
+        model: name of the model whose predictions are ranked.
+        rows: best first; `candidate`, `configuration`, `sites`, `defects`, `multiplicity`, `probability` (that
+            every window holds), `calculated` (a result exists), then `<property>_mean` and `<property>_std` of
+            the properties that the model has.
+    """
+
+    sql: str
+    model: str
+    model_id: int
+    search_space_id: int
+    rows: list[dict[str, Any]]
+
+
+def run_design_query(session: Session, query: DesignQuery, *, model_name: str | None = None) -> RankedTable:
+    """Rank the candidates of the largest search space that the model has scored completely.
+
+    Raises:
+        InputError: the model or the search space is not there, or the model lacks a property of the query.
+    """
+    supercell_id = queries.supercell_id_of(session, query.host, query.supercell)
+    model = choose_model(session, supercell_id, model_name)
+    asked = {window.property for window in query.windows} | ({query.sort} - {"probability"})
+    missing = sorted(asked - set(model.properties))
+    if missing:
+        raise InputError(
+            f"model {model.name} does not predict {', '.join(missing)}; it predicts {', '.join(model.properties)}"
+        )
+    search_space_id = queries.scored_search_space(session, model.id, supercell_id)
+    if search_space_id is None:
+        raise InputError(
+            f"model {model.name} has scored no search space of host {query.host}; "
+            f"run `screening score --host {query.host}` first"
+        )
+    statement = compile_query(query, model_id=model.id, search_space_id=search_space_id)
+    names = dict(session.execute(select(tables.DefectType.id, tables.DefectType.name)).tuples().all())
+    rows = []
+    for found in session.execute(statement).mappings():
+        row: dict[str, Any] = dict(found)
+        row["defects"] = [names[code] for code in row.pop("defect_types")]
+        rows.append({key: value for key, value in row.items() if value is not None})
+    return RankedTable(to_sql(statement), model.name, model.id, search_space_id, rows)
+
+
+def store_ranking(session: Session, query: DesignQuery, table: RankedTable) -> int:
+    """Keep a ranking as a snapshot; its id."""
+    ranking = tables.Ranking(
+        model_id=table.model_id,
+        search_space_id=table.search_space_id,
+        query=query.model_dump(mode="json"),
+        sql=table.sql,
+    )
+    session.add(ranking)
+    session.flush()
+    if table.rows:
+        session.execute(
+            insert(tables.RankingRow),
+            [
+                {
+                    "ranking_id": ranking.id,
+                    "rank": rank,
+                    "candidate_id": row["candidate"],
+                    "probability": row["probability"],
+                }
+                for rank, row in enumerate(table.rows, start=1)
+            ],
+        )
+    return ranking.id
+
+
+def choose_model(session: Session, supercell_id: int, name: str | None) -> tables.TrainedModel:
+    """The model of this name, or the newest finished one that scored a search space of the supercell."""
+    if name is not None:
+        return queries.model_by_name(session, name)
+    newest = session.scalar(
+        select(tables.TrainedModel)
+        .join(tables.ScoringChunk, tables.ScoringChunk.model_id == tables.TrainedModel.id)
+        .join(tables.Chunk, tables.Chunk.id == tables.ScoringChunk.chunk_id)
+        .join(tables.SearchSpace, tables.SearchSpace.id == tables.Chunk.search_space_id)
+        .where(tables.SearchSpace.supercell_id == supercell_id, tables.TrainedModel.state == "finished")
+        .order_by(tables.TrainedModel.id.desc())
+        .limit(1)
+    )
+    return newest if newest is not None else queries.model_by_name(session, None)

@@ -1,0 +1,278 @@
+"""Training: results become rows with labels, rows become a trained model.
+
+A training is a row that waits; the worker that holds it writes its progress and checkpoints into the row, so
+that whoever takes it over after a crash resumes it. Which results a model learns from is fixed when it is
+submitted, before any worker sees it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Engine, delete, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from screening.database import queries, tables
+from screening.database.leases import finish, lease_kept, record
+from screening.database.session import session_scope
+from screening.defects.defect_types import Configuration
+from screening.dft.results import PROPERTIES
+from screening.errors import InputError, LeaseLostError
+from screening.pipeline.hosts import load_supercell
+
+if TYPE_CHECKING:
+    from screening.learning.dataset import LabelledRows
+    from screening.learning.ensemble import Ensemble
+    from screening.learning.training import Progress
+
+CHECKPOINT_S = 20.0
+VALIDATION_SHARE = 0.15
+SMALLEST_TRAINING_SET = 10
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """What a model shall learn from.
+
+    Attributes:
+        level: name of the level of theory.
+        hosts: names of hosts; all hosts with results at this level if empty.
+        datasets: names of data sets; all if empty.
+        parent: a finished model to start from.
+        settings: fields of `screening.learning.training.TrainingSettings` that differ from its defaults.
+    """
+
+    level: str
+    name: str | None = None
+    hosts: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
+    parent: str | None = None
+    seed: int = 0
+    settings: Mapping[str, Any] | None = None
+
+
+def submit_training(session: Session, request: TrainingRequest) -> int:
+    """Store a training that waits for a worker, with the results it will learn from; its id.
+
+    Results that belong to the validation split of their data set stay there; where a data set has no split,
+    every result is assigned by its id, so that a row that validated once never trains later.
+
+    Raises:
+        InputError: there are too few results, or the name is taken.
+    """
+    level_id = queries.level_id_of(session, request.level)
+    host_ids = [queries.get_host(session, name).id for name in request.hosts]
+    rows = queries.labelled_rows(session, level_id=level_id, host_ids=host_ids, datasets=request.datasets)
+    roles = {row.CalculationResult.id: _role(row.CalculationResult) for row in rows}
+    n_train = sum(role == "train" for role in roles.values())
+    if n_train < SMALLEST_TRAINING_SET or n_train == len(roles):
+        raise InputError(
+            f"found {n_train} results to train on and {len(roles) - n_train} to validate on at level "
+            f"{request.level!r}; training needs {SMALLEST_TRAINING_SET} and 1: import or calculate more"
+        )
+    parent = queries.model_by_name(session, request.parent) if request.parent else None
+    if parent is not None and parent.level_id != level_id:
+        raise InputError(f"model {parent.name} was trained at another level of theory than {request.level!r}")
+    model = tables.TrainedModel(
+        name=request.name or _free_name(session, request),
+        parent_id=parent.id if parent else None,
+        level_id=level_id,
+        properties=_properties_present([row.CalculationResult for row in rows]),
+        settings=dict(request.settings or {}),
+        seed=request.seed,
+    )
+    if session.scalar(select(tables.TrainedModel.id).where(tables.TrainedModel.name == model.name)):
+        raise InputError(f"a model is called {model.name!r} already; choose another name with --name")
+    session.add(model)
+    session.flush()
+    session.execute(
+        insert(tables.ModelTrainingResult),
+        [{"model_id": model.id, "result_id": identifier, "role": role} for identifier, role in roles.items()],
+    )
+    return model.id
+
+
+def train_unit(engine: Engine, model_id: int, owner: str, *, device: str) -> None:
+    """Train a model that `owner` holds, resuming from its checkpoint; transactions of its own.
+
+    Raises:
+        LeaseLostError: another worker took the training over.
+    """
+    from screening.learning.artifacts import ensemble_from_bytes, ensemble_to_bytes
+    from screening.learning.training import TrainingSettings, train_ensemble
+
+    with session_scope(engine) as session:
+        model = session.get_one(tables.TrainedModel, model_id)
+        rows, datasets = _training_rows(session, model)
+        settings = TrainingSettings(**{"device": device, **model.settings})
+        seed, checkpoint = model.seed, model.checkpoint
+        parent = session.get(tables.TrainedModel, model.parent_id) if model.parent_id else None
+        start_from = ensemble_from_bytes(parent.weights) if parent is not None and parent.weights else None
+    with lease_kept(engine, tables.TrainedModel, model_id, owner) as lost:
+
+        def is_lost() -> bool:
+            return lost.is_set()
+
+        started = time.monotonic()
+        ensemble = train_ensemble(
+            rows,
+            settings,
+            seed=seed,
+            on_progress=_ProgressWriter(engine, model_id, owner, is_lost),
+            resume_from=checkpoint,
+            start_from=start_from,
+        )
+        with session_scope(engine) as session:
+            _store_metrics(session, model_id, ensemble, rows, datasets)
+            finish(
+                session,
+                tables.TrainedModel,
+                model_id,
+                owner,
+                weights=ensemble_to_bytes(ensemble),
+                checkpoint=None,
+                training_time_s=time.monotonic() - started,
+            )
+
+
+class _ProgressWriter:
+    """Writes progress into the model's row once a second and a checkpoint every `CHECKPOINT_S` seconds."""
+
+    def __init__(self, engine: Engine, model_id: int, owner: str, is_lost: Callable[[], bool]) -> None:
+        self._engine = engine
+        self._model_id = model_id
+        self._owner = owner
+        self._is_lost = is_lost
+        self._last_progress = 0.0
+        self._last_checkpoint = time.monotonic()
+
+    def __call__(self, progress: Progress, make_checkpoint: Callable[[], bytes]) -> None:
+        if self._is_lost():
+            raise LeaseLostError(f"the training of model {self._model_id} was taken over by another worker")
+        now = time.monotonic()
+        if now - self._last_progress < 1.0:
+            return
+        self._last_progress = now
+        values: dict[str, Any] = {
+            "progress": {
+                "member": progress.member,
+                "n_members": progress.n_members,
+                "epoch": progress.epoch,
+                "max_epochs": progress.max_epochs,
+                "train_loss": progress.train_loss,
+                "validation_mae": progress.validation_mae,
+                "elapsed_s": progress.elapsed_s,
+            }
+        }
+        if now - self._last_checkpoint > CHECKPOINT_S:
+            self._last_checkpoint = now
+            # a training that gets on is not a poisonous one: only attempts without a checkpoint count
+            values |= {"checkpoint": make_checkpoint(), "attempts": 0}
+        with session_scope(self._engine) as session:
+            record(session, tables.TrainedModel, self._model_id, self._owner, **values)
+
+
+def _role(result: tables.CalculationResult) -> str:
+    """Train or validation: the data set's own split, else a fixed share by the result's id."""
+    if result.split is not None:
+        return result.split
+    return "validation" if (result.id * 2654435761 % 2**32) / 2**32 < VALIDATION_SHARE else "train"
+
+
+def _properties_present(results: Sequence[tables.CalculationResult]) -> list[str]:
+    """The properties for which at least half of the results have a value."""
+    return [
+        name
+        for name in PROPERTIES
+        if 2 * sum(getattr(result, name) is not None for result in results) >= len(results)
+    ]
+
+
+def _free_name(session: Session, request: TrainingRequest) -> str:
+    """A name made of the level of theory and the next free number."""
+    stem = "-".join((*request.hosts, request.level)).lower().replace(" ", "-")
+    taken = set(session.scalars(select(tables.TrainedModel.name).where(tables.TrainedModel.name.startswith(stem))))
+    return next(name for n in range(1, len(taken) + 2) if (name := f"{stem}-{n}") not in taken)
+
+
+def _training_rows(session: Session, model: tables.TrainedModel) -> tuple[LabelledRows, tuple[str, ...]]:
+    """The rows a model learns from, and the data sets by group number."""
+    from screening.learning.dataset import LabelledRows
+
+    found = session.execute(
+        select(
+            tables.CalculationResult,
+            tables.ModelTrainingResult.role,
+            tables.Configuration.supercell_id,
+            tables.Configuration.sites,
+            tables.Configuration.defect_types,
+        )
+        .join(tables.ModelTrainingResult, tables.ModelTrainingResult.result_id == tables.CalculationResult.id)
+        .join(tables.Calculation, tables.Calculation.id == tables.CalculationResult.calculation_id)
+        .join(tables.Configuration, tables.Configuration.id == tables.Calculation.configuration_id)
+        .where(tables.ModelTrainingResult.model_id == model.id)
+        .order_by(tables.CalculationResult.id)
+    ).all()
+    supercell_ids = sorted({row.supercell_id for row in found})
+    # rows of one supercell and one kind of data set weigh together: rounds of proposals join one group
+    groups = sorted({_group(row) for row in found})
+    labels = np.array(
+        [[_number(getattr(row.CalculationResult, name)) for name in model.properties] for row in found]
+    )
+    rows = LabelledRows(
+        supercells=tuple(load_supercell(session, i).supercell for i in supercell_ids),
+        supercell_of_row=np.array([supercell_ids.index(row.supercell_id) for row in found], np.int64),
+        configurations=tuple(Configuration(tuple(row.sites), tuple(row.defect_types)) for row in found),
+        properties=tuple(model.properties),
+        labels=labels,
+        is_validation=np.array([row.role == "validation" for row in found]),
+        group_of_row=np.array([groups.index(_group(row)) for row in found], np.int64),
+    )
+    return rows, tuple(name for _, name in groups)
+
+
+def _group(row: Any) -> tuple[int, str]:
+    dataset: str = row.CalculationResult.dataset
+    return row.supercell_id, f"rounds on supercell {row.supercell_id}" if dataset.startswith("round ") else dataset
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _store_metrics(
+    session: Session, model_id: int, ensemble: Ensemble, rows: LabelledRows, datasets: Sequence[str]
+) -> None:
+    """Errors on the validation rows by data set and property."""
+    from screening.learning.scorer import score_configurations
+
+    session.execute(delete(tables.ModelMetric).where(tables.ModelMetric.model_id == model_id))
+    residuals = np.full(rows.labels.shape, np.nan)
+    for s, supercell in enumerate(rows.supercells):
+        chosen = np.flatnonzero(rows.is_validation & (rows.supercell_of_row == s))
+        if len(chosen):
+            mean, _ = score_configurations(ensemble, supercell, [rows.configurations[i] for i in chosen])
+            residuals[chosen] = mean - rows.labels[chosen]
+    metrics = []
+    for g, dataset in enumerate(datasets):
+        for p, name in enumerate(rows.properties):
+            errors: NDArray[np.float64] = residuals[rows.group_of_row == g, p]
+            errors = errors[np.isfinite(errors)]
+            if len(errors):
+                metrics.append(
+                    {
+                        "model_id": model_id,
+                        "dataset": dataset,
+                        "property": name,
+                        "n_rows": len(errors),
+                        "mae": float(np.abs(errors).mean()),
+                        "rmse": float(np.sqrt((errors**2).mean())),
+                    }
+                )
+    session.execute(insert(tables.ModelMetric), metrics)

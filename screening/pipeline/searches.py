@@ -1,0 +1,223 @@
+"""Search spaces: counting, enumerating and scoring their candidates, chunk by chunk.
+
+A chunk's candidates and its new state are committed in one transaction, and so are the predictions of a
+scoring chunk: whatever dies, a chunk is done exactly once or not at all.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Engine, func, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from screening.database import queries, tables
+from screening.database.bulk_copy import copy_rows
+from screening.database.leases import finish, lease_kept, record
+from screening.database.session import session_scope
+from screening.defects.defect_types import Configuration, DefectType
+from screening.defects.enumeration import Block, Chunk, SearchSpace, check_count, enumerate_chunk, plan_chunks
+from screening.errors import InputError
+from screening.pipeline.hosts import StoredSupercell, add_compositions, add_defect_types, load_supercell
+
+
+def count_table(space: SearchSpace, stored: StoredSupercell) -> dict[str, Any]:
+    """Exact numbers of candidates: `total`, `by_defects` and `by_composition`."""
+    counts = space.counts(stored.symmetry)
+    by_defects: Counter[int] = Counter({n: 0 for n in space.sizes})
+    for composition, count in counts.items():
+        by_defects[sum(composition)] += count
+    ordered = sorted(counts, key=lambda composition: (sum(composition), [-n for n in composition]))
+    return {
+        "total": sum(counts.values()),
+        "by_defects": {str(n): by_defects[n] for n in sorted(by_defects)},
+        "by_composition": {space.label(composition): counts[composition] for composition in ordered},
+    }
+
+
+def add_search_space(session: Session, stored: StoredSupercell, space: SearchSpace) -> int:
+    """Store a search space, its exact count and its chunks, all waiting; again changes nothing."""
+    add_defect_types(session, space.defect_types)
+    counts = space.counts(stored.symmetry)
+    composition = None if space.composition is None else list(space.max_counts)
+    key = {
+        "supercell_id": stored.id,
+        "defect_types": [t.code for t in space.defect_types],
+        "min_defects": space.min_defects,
+        "max_defects": space.max_defects,
+    }
+    conditions = [getattr(tables.SearchSpace, name) == value for name, value in key.items()]
+    known = session.scalar(
+        select(tables.SearchSpace.id).where(
+            *conditions, tables.SearchSpace.composition.is_not_distinct_from(composition)
+        )
+    )
+    if known is not None:
+        return known
+    row = tables.SearchSpace(**key, composition=composition, expected=sum(counts.values()))
+    session.add(row)
+    session.flush()
+    add_compositions(
+        session,
+        [Counter({t.code: n for t, n in zip(space.defect_types, c, strict=True) if n}) for c in counts],
+    )
+    session.execute(
+        insert(tables.Chunk),
+        [
+            {
+                "search_space_id": row.id,
+                "number": number,
+                "n_defects": chunk.n_defects,
+                "prefix_sites": list(chunk.prefix.sites),
+                "prefix_defect_types": list(chunk.prefix.defect_types),
+            }
+            for number, chunk in enumerate(plan_chunks(space, stored.symmetry))
+        ],
+    )
+    return row.id
+
+
+def load_search_space(session: Session, search_space_id: int) -> tuple[StoredSupercell, SearchSpace]:
+    """A search space from its row."""
+    row = session.get_one(tables.SearchSpace, search_space_id)
+    stored = load_supercell(session, row.supercell_id)
+    types = tuple(DefectType.from_code(code) for code in row.defect_types)
+    composition = None if row.composition is None else dict(zip(types, row.composition, strict=True))
+    return stored, SearchSpace(
+        stored.supercell, types, row.max_defects, min_defects=row.min_defects, composition=composition
+    )
+
+
+def enumerate_unit(engine: Engine, chunk_id: int, owner: str) -> None:
+    """Enumerate and store the candidates of a chunk that `owner` holds; one transaction of its own.
+
+    Raises:
+        CountMismatchError: with this chunk the search space is complete, and its count is not the exact one.
+        LeaseLostError: another worker took the chunk over; nothing was written.
+    """
+    with lease_kept(engine, tables.Chunk, chunk_id, owner), session_scope(engine) as session:
+        row = session.get_one(tables.Chunk, chunk_id)
+        stored, space = load_search_space(session, row.search_space_id)
+        prefix = Configuration(tuple(row.prefix_sites), tuple(row.prefix_defect_types))
+        n_candidates = 0
+        for block in enumerate_chunk(space, stored.symmetry, Chunk(row.n_defects, prefix)):
+            n_candidates += _store_candidates(session, row, block)
+        finish(session, tables.Chunk, chunk_id, owner, n_candidates=n_candidates)
+        _check_space(session, row.search_space_id)
+
+
+def add_scoring(session: Session, model_id: int, search_space_id: int) -> int:
+    """Add the scoring of every chunk of a search space by a model; the number of chunks that are new.
+
+    Raises:
+        InputError: the search space is not enumerated completely.
+    """
+    open_chunks = session.scalar(
+        select(func.count()).where(
+            tables.Chunk.search_space_id == search_space_id, tables.Chunk.state != "finished"
+        )
+    )
+    if open_chunks:
+        raise InputError(
+            f"{open_chunks} chunks of search space {search_space_id} are not enumerated; "
+            "run `screening enumerate` with the same options first"
+        )
+    added = session.scalars(
+        insert(tables.ScoringChunk)
+        .from_select(
+            ["model_id", "chunk_id"],
+            select(func.cast(model_id, tables.ScoringChunk.model_id.type), tables.Chunk.id)
+            .where(tables.Chunk.search_space_id == search_space_id)
+            .order_by(tables.Chunk.number),
+        )
+        .on_conflict_do_nothing()
+        .returning(tables.ScoringChunk.id)
+    ).all()
+    return len(added)
+
+
+def score_unit(engine: Engine, unit_id: int, owner: str, *, device: str) -> None:
+    """Score and store the predictions of a scoring chunk that `owner` holds; one transaction of its own.
+
+    Raises:
+        LeaseLostError: another worker took the chunk over; nothing was written.
+    """
+    from screening.learning.artifacts import ensemble_from_bytes
+    from screening.learning.scorer import score_block
+
+    with lease_kept(engine, tables.ScoringChunk, unit_id, owner), session_scope(engine) as session:
+        unit = session.get_one(tables.ScoringChunk, unit_id)
+        model = session.get_one(tables.TrainedModel, unit.model_id)
+        chunk = session.get_one(tables.Chunk, unit.chunk_id)
+        assert model.weights is not None
+        ensemble = ensemble_from_bytes(model.weights)
+        space = session.get_one(tables.SearchSpace, chunk.search_space_id)
+        stored = load_supercell(session, space.supercell_id)
+        candidate_ids, sites, codes = _read_candidates(session, chunk.id, chunk.n_defects)
+        if len(candidate_ids):
+            mean, std = score_block(ensemble, stored.supercell, sites, codes, device=device)
+            columns: dict[str, NDArray[Any]] = {
+                "candidate_id": candidate_ids,
+                "model_id": np.full(len(candidate_ids), model.id, np.int32),
+            }
+            for p, name in enumerate(ensemble.properties):
+                columns[f"{name}_mean"] = mean[:, p].astype(np.float32)
+                columns[f"{name}_std"] = std[:, p].astype(np.float32)
+            copy_rows(session, "predictions", columns)
+        finish(session, tables.ScoringChunk, unit_id, owner, n_predictions=len(candidate_ids))
+
+
+def _store_candidates(session: Session, chunk: tables.Chunk, block: Block) -> int:
+    """Append a block of candidates by COPY."""
+    sorted_types = np.sort(block.defect_types, axis=1)
+    distinct, inverse = np.unique(sorted_types, axis=0, return_inverse=True)
+    counts = [Counter(row) for row in distinct.tolist()]
+    ids = add_compositions(session, counts)
+    composition = np.array([ids[Configuration(tuple(range(len(row))), tuple(row)).composition] for row in distinct.tolist()])
+    return copy_rows(
+        session,
+        "candidates",
+        {
+            "search_space_id": np.full(len(block), chunk.search_space_id, np.int32),
+            "chunk_id": np.full(len(block), chunk.id, np.int32),
+            "composition_id": composition[inverse.ravel()].astype(np.int32),
+            "multiplicity": block.multiplicity,
+            "sites": block.sites,
+            "defect_types": block.defect_types,
+        },
+    )
+
+
+def _read_candidates(
+    session: Session, chunk_id: int, n_defects: int
+) -> tuple[NDArray[np.int64], NDArray[np.int16], NDArray[np.int16]]:
+    """Ids (n,), sites and codes (n, n_defects) of a chunk's candidates in the order of their ids."""
+    rows = session.execute(
+        select(tables.Candidate.id, tables.Candidate.sites, tables.Candidate.defect_types)
+        .where(tables.Candidate.chunk_id == chunk_id)
+        .order_by(tables.Candidate.id)
+    ).all()
+    ids = np.array([row.id for row in rows], np.int64)
+    sites = np.array([row.sites for row in rows], np.int16).reshape(-1, n_defects)
+    codes = np.array([row.defect_types for row in rows], np.int16).reshape(-1, n_defects)
+    return ids, sites, codes
+
+
+def _check_space(session: Session, search_space_id: int) -> None:
+    """When the last chunk of a search space is done, compare the sum of the counts with the exact one."""
+    # The row lock makes the last two chunks see each other.
+    space = session.get_one(tables.SearchSpace, search_space_id, with_for_update=True)
+    total, done, n_chunks = session.execute(
+        select(
+            func.coalesce(func.sum(tables.Chunk.n_candidates), 0),
+            func.count().filter(tables.Chunk.state == "finished"),
+            func.count(),
+        ).where(tables.Chunk.search_space_id == search_space_id)
+    ).one()
+    if done == n_chunks:
+        check_count(int(total), space.expected)
+        check_count(queries.count_candidates(session, search_space_id), space.expected)
