@@ -131,9 +131,7 @@ def status(settings: Settings) -> list[ProcessStatus]:
         rows.append(ProcessStatus("valkey", pid is not None, pid, location, home / "logs" / "valkey.log"))
     for name, process in sorted(state.get("workers", {}).items()):
         alive = _is_alive(process)
-        rows.append(
-            ProcessStatus(name, alive, process["pid"] if alive else None, "", home / "logs" / f"{name}.log")
-        )
+        rows.append(ProcessStatus(name, alive, process["pid"] if alive else None, "", home / "logs" / f"{name}.log"))
     return rows
 
 
@@ -392,7 +390,7 @@ def _start_valkey(home: Path, state: dict[str, Any]) -> None:
     configuration.touch(mode=0o600)
     configuration.write_text(
         f'bind 127.0.0.1\nport {port}\nrequirepass {password}\ndir "{data}"\nlogfile "{log}"\n'
-        "appendonly yes\nappendfsync everysec\nmaxmemory-policy noeviction\nsave \"\"\n"
+        'appendonly yes\nappendfsync everysec\nmaxmemory-policy noeviction\nsave ""\n'
     )
     process = subprocess.Popen(
         [str(valkey_binary()), str(configuration)],

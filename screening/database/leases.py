@@ -135,9 +135,7 @@ def give_back(session: Session, table: Unit, unit_id: int, owner: str, *, error:
     if attempts is not None and attempts >= MAX_ATTEMPTS:
         fail(session, table, unit_id, owner, error=error)
     else:
-        _held(
-            session, table, unit_id, owner, state="waiting", error=error, lease_owner=None, lease_until=None
-        )
+        _held(session, table, unit_id, owner, state="waiting", error=error, lease_owner=None, lease_until=None)
 
 
 def _lease_end() -> Any:
@@ -147,9 +145,7 @@ def _lease_end() -> Any:
 def _held(session: Session, table: Unit, unit_id: int, owner: str, **values: Any) -> bool:
     """Update a unit if this owner holds it; whether it did."""
     result = session.execute(
-        update(table)
-        .where(table.id == unit_id, table.state == "running", table.lease_owner == owner)
-        .values(**values)
+        update(table).where(table.id == unit_id, table.state == "running", table.lease_owner == owner).values(**values)
     )
     assert isinstance(result, CursorResult)
     return result.rowcount == 1

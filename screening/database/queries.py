@@ -153,9 +153,7 @@ def chemical_potentials(session: Session, level_id: int) -> dict[str, float]:
 
 def add_source_file(session: Session, *, sha256: str, path: str, kind: str, size: int, version: str) -> int:
     """The id of a file by its hash, added if it is not there."""
-    return get_or_add(
-        session, SourceFile, {"sha256": sha256}, path=path, kind=kind, size=size, parser_version=version
-    )
+    return get_or_add(session, SourceFile, {"sha256": sha256}, path=path, kind=kind, size=size, parser_version=version)
 
 
 def configuration_ids(

@@ -10,7 +10,7 @@ can be read without a look-up.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import (
     ARRAY,
@@ -60,7 +60,7 @@ class Table(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    type_annotation_map = {
+    type_annotation_map: ClassVar = {
         str: Text,
         float: Double,
         datetime: DateTime(timezone=True),
@@ -87,9 +87,7 @@ class Leased:
 def _lease_rules(table_name: str) -> tuple[CheckConstraint | Index, ...]:
     return (
         CheckConstraint("state IN ('waiting', 'running', 'finished', 'failed')", name="state"),
-        CheckConstraint(
-            "(state = 'running') = (lease_owner IS NOT NULL AND lease_until IS NOT NULL)", name="lease"
-        ),
+        CheckConstraint("(state = 'running') = (lease_owner IS NOT NULL AND lease_until IS NOT NULL)", name="lease"),
         CheckConstraint("state <> 'failed' OR error IS NOT NULL", name="failed_has_error"),
         Index(
             f"ix_{table_name}_open", "id", postgresql_where=text("state IN ('waiting', 'running')")
@@ -215,9 +213,7 @@ class Configuration(Table):
     __tablename__ = "configurations"
     __table_args__ = (
         UniqueConstraint("supercell_id", "sites", "defect_types"),
-        CheckConstraint(
-            "cardinality(sites) = n_defects AND cardinality(defect_types) = n_defects", name="n_defects"
-        ),
+        CheckConstraint("cardinality(sites) = n_defects AND cardinality(defect_types) = n_defects", name="n_defects"),
         CheckConstraint("multiplicity > 0", name="multiplicity"),
         {"comment": "canonical configurations: smallest under the supercell's symmetry"},
     )

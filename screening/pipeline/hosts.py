@@ -89,9 +89,7 @@ def load_supercell(session: Session, supercell_id: int) -> StoredSupercell:
     return StoredSupercell(supercell_id, supercell, find_symmetry(supercell))
 
 
-def add_configurations(
-    session: Session, stored: StoredSupercell, configurations: Sequence[Configuration]
-) -> list[int]:
+def add_configurations(session: Session, stored: StoredSupercell, configurations: Sequence[Configuration]) -> list[int]:
     """Store configurations in their canonical form; their ids in the order given."""
     forms = [canonical_form(stored.symmetry, configuration) for configuration in configurations]
     compositions = add_compositions(session, [Counter(form.defect_types) for form, _ in forms])

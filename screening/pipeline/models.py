@@ -188,9 +188,7 @@ def _role(result: tables.CalculationResult) -> str:
 def _properties_present(results: Sequence[tables.CalculationResult]) -> list[str]:
     """The properties for which at least half of the results have a value."""
     return [
-        name
-        for name in PROPERTIES
-        if 2 * sum(getattr(result, name) is not None for result in results) >= len(results)
+        name for name in PROPERTIES if 2 * sum(getattr(result, name) is not None for result in results) >= len(results)
     ]
 
 
@@ -222,9 +220,7 @@ def _training_rows(session: Session, model: tables.TrainedModel) -> tuple[Labell
     supercell_ids = sorted({row.supercell_id for row in found})
     # rows of one supercell and one kind of data set weigh together: rounds of proposals join one group
     groups = sorted({_group(row) for row in found})
-    labels = np.array(
-        [[_number(getattr(row.CalculationResult, name)) for name in model.properties] for row in found]
-    )
+    labels = np.array([[_number(getattr(row.CalculationResult, name)) for name in model.properties] for row in found])
     rows = LabelledRows(
         supercells=tuple(load_supercell(session, i).supercell for i in supercell_ids),
         supercell_of_row=np.array([supercell_ids.index(row.supercell_id) for row in found], np.int64),

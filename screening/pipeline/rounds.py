@@ -76,9 +76,7 @@ def propose(
     if not pool.candidate_ids:
         raise InputError("every candidate of the design query is calculated or proposed; widen the query")
     worth, chosen = _choose(session, pool, query, stored.supercell, n=n, level_id=level_id, seed=seed)
-    round_ = tables.Round(
-        model_id=model.id, level_id=level_id, query=query.model_dump(mode="json"), seed=seed
-    )
+    round_ = tables.Round(model_id=model.id, level_id=level_id, query=query.model_dump(mode="json"), seed=seed)
     session.add(round_)
     session.flush()
     return [_store_proposal(session, stored, pool, round_, int(i), worth[i]) for i in chosen]
@@ -146,9 +144,7 @@ def calculate_unit(engine: Engine, calculation_id: int, owner: str) -> None:
             finish(session, tables.Calculation, calculation_id, owner)
 
 
-def _read_pool(
-    session: Session, query: DesignQuery, model_id: int, supercell_id: int, level_id: int
-) -> _Pool:
+def _read_pool(session: Session, query: DesignQuery, model_id: int, supercell_id: int, level_id: int) -> _Pool:
     """The candidates that could be proposed, the likeliest first."""
     space_id = queries.scored_search_space(session, model_id, supercell_id)
     if space_id is None:
@@ -229,9 +225,7 @@ def _store_proposal(
         .returning(tables.Calculation.id)
     )
     assert calculation_id is not None
-    return Proposal(
-        calculation_id, pool.candidate_ids[i], configuration.composition, configuration.sites, reason
-    )
+    return Proposal(calculation_id, pool.candidate_ids[i], configuration.composition, configuration.sites, reason)
 
 
 def failed_calculations(session: Session, ids: list[int]) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from screening.database import queries, tables
 from screening.database.bulk_copy import copy_rows
-from screening.database.leases import finish, lease_kept, record
+from screening.database.leases import finish, lease_kept
 from screening.database.session import session_scope
 from screening.defects.defect_types import Configuration, DefectType
 from screening.defects.enumeration import Block, Chunk, SearchSpace, check_count, enumerate_chunk, plan_chunks
@@ -28,7 +28,7 @@ from screening.pipeline.hosts import StoredSupercell, add_compositions, add_defe
 def count_table(space: SearchSpace, stored: StoredSupercell) -> dict[str, Any]:
     """Exact numbers of candidates: `total`, `by_defects` and `by_composition`."""
     counts = space.counts(stored.symmetry)
-    by_defects: Counter[int] = Counter({n: 0 for n in space.sizes})
+    by_defects: Counter[int] = Counter(dict.fromkeys(space.sizes, 0))
     for composition, count in counts.items():
         by_defects[sum(composition)] += count
     ordered = sorted(counts, key=lambda composition: (sum(composition), [-n for n in composition]))
@@ -117,9 +117,7 @@ def add_scoring(session: Session, model_id: int, search_space_id: int) -> int:
         InputError: the search space is not enumerated completely.
     """
     open_chunks = session.scalar(
-        select(func.count()).where(
-            tables.Chunk.search_space_id == search_space_id, tables.Chunk.state != "finished"
-        )
+        select(func.count()).where(tables.Chunk.search_space_id == search_space_id, tables.Chunk.state != "finished")
     )
     if open_chunks:
         raise InputError(
@@ -177,7 +175,9 @@ def _store_candidates(session: Session, chunk: tables.Chunk, block: Block) -> in
     distinct, inverse = np.unique(sorted_types, axis=0, return_inverse=True)
     counts = [Counter(row) for row in distinct.tolist()]
     ids = add_compositions(session, counts)
-    composition = np.array([ids[Configuration(tuple(range(len(row))), tuple(row)).composition] for row in distinct.tolist()])
+    composition = np.array(
+        [ids[Configuration(tuple(range(len(row))), tuple(row)).composition] for row in distinct.tolist()]
+    )
     return copy_rows(
         session,
         "candidates",
