@@ -1,0 +1,222 @@
+"""Graphs of defects, straight from a supercell's tables.
+
+Only the defects are nodes (Kazeev et al., npj Comput. Mater. 9, 113 (2023)); every ordered pair of them is an
+edge, whatever its length. What an edge says depends on the two sites alone, so it is computed once per
+supercell for all ordered pairs of sites and looked up afterwards: no Python object per structure.
+
+==================  ====================  ==================================================================
+tensor              shape, dtype          meaning
+==================  ====================  ==================================================================
+pair_features       (S, S, F) float32     features of the ordered pair of sites (i, j), see `pair_features`
+removed, added      (n_nodes,) int64      atomic numbers before and after; 0 for a vacancy
+edge_features       (n_edges, F) float32  gathered from pair_features
+source, target      (n_edges,) int64      nodes of an edge
+node_graph          (n_nodes,) int64      graph that a node belongs to
+edge_graph          (n_edges,) int64      graph that an edge belongs to
+host                (n_graphs,) int64     index into `Ensemble.hosts`
+n_defects           (n_graphs,) float32   number of nodes of each graph
+==================  ====================  ==================================================================
+
+Pair features: Gaussians of the distance whose width is their spacing (no holes), Gaussians of \\|dz\\|, and the
+direction of the pair as polynomials averaged over the host's point group: a triangle of vacancies around a
+metal site and one around a hollow have equal distances, and only directions tell them apart. Where several
+periodic images are equally near, features are their mean, so they do not depend on which one is met first.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from screening.defects.defect_types import Configuration
+from screening.defects.host import Host, Supercell
+from screening.defects.symmetry import unit_cell_operations
+
+N_RADIAL = 24
+LONGEST = 17.0  # angstrom; pairs further apart (in supercells beyond 10x10) look alike
+N_HEIGHT = 8
+HIGHEST = 7.0  # angstrom
+ORDERS = (2, 3, 4, 6)
+N_FEATURES = N_RADIAL + N_HEIGHT + 2 * len(ORDERS) + 1
+_TIE = 1e-2  # angstrom
+
+
+@dataclass(frozen=True, eq=False)
+class Graphs:
+    """A batch of graphs; shapes in the table above."""
+
+    removed: Tensor
+    added: Tensor
+    edge_features: Tensor
+    source: Tensor
+    target: Tensor
+    node_graph: Tensor
+    edge_graph: Tensor
+    host: Tensor
+    n_defects: Tensor
+
+    @property
+    def n_graphs(self) -> int:
+        """Number of graphs."""
+        return len(self.host)
+
+    def to(self, device: torch.device) -> Graphs:
+        """The same graphs on a device."""
+        return Graphs(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+
+def pair_features(supercell: Supercell) -> Tensor:
+    """(n_sites, n_sites, N_FEATURES) float32: features of every ordered pair of sites."""
+    images = np.array(list(itertools.product((-2, -1, 0, 1, 2), repeat=3)))
+    if supercell.host.is_layer:
+        images = images[images[:, 2] == 0]
+    shifts = images @ supercell.lattice
+    rotations = _cartesian_rotations(supercell.host)
+    n_sites = supercell.n_sites
+    table = np.empty((n_sites, n_sites, N_FEATURES), np.float32)
+    for i in range(n_sites):
+        vectors = (supercell.positions - supercell.positions[i])[:, None, :] + shifts[None]
+        distances = np.linalg.norm(vectors, axis=-1)  # (n_sites, n_images)
+        nearest = distances.min(axis=1, keepdims=True)
+        site, image = np.nonzero(distances < nearest + _TIE)
+        values = _features(vectors[site, image], rotations)
+        n_ties = np.bincount(site, minlength=n_sites)
+        total = np.zeros((n_sites, N_FEATURES))
+        np.add.at(total, site, values)
+        table[i] = total / n_ties[:, None]
+        table[i, :, -1] = np.log(n_ties)
+    return torch.from_numpy(table)
+
+
+def block_graphs(features: Tensor, sites: NDArray[np.int16], defect_types: NDArray[np.int16], host: int) -> Graphs:
+    """Graphs of a block of configurations with one number of defects.
+
+    Args:
+        features: `pair_features` of the supercell.
+        sites: (n, k) site numbers.
+        defect_types: (n, k) codes.
+        host: index of the host.
+    """
+    n_graphs, k = sites.shape
+    site = torch.from_numpy(sites.astype(np.int64))
+    code = torch.from_numpy(defect_types.astype(np.int64)).reshape(-1)
+    i, j = (torch.tensor(side, dtype=torch.int64) for side in _ordered_pairs(k))
+    first = torch.arange(n_graphs)[:, None] * k
+    return Graphs(
+        removed=code // 128,
+        added=code % 128,
+        edge_features=features[site[:, i].reshape(-1), site[:, j].reshape(-1)],
+        source=(first + i[None]).reshape(-1),
+        target=(first + j[None]).reshape(-1),
+        node_graph=torch.arange(n_graphs).repeat_interleave(k),
+        edge_graph=torch.arange(n_graphs).repeat_interleave(len(i)),
+        host=torch.full((n_graphs,), host),
+        n_defects=torch.full((n_graphs,), float(k)),
+    )
+
+
+def ragged_graphs(
+    tables: Sequence[Tensor],
+    supercell_of_row: NDArray[np.int64],
+    configurations: Sequence[Configuration],
+    hosts: Sequence[int],
+) -> Graphs:
+    """Graphs of configurations of any number of defects in several supercells, in the order given.
+
+    Args:
+        tables: `pair_features` of each supercell.
+        supercell_of_row: (n,) index into tables.
+        hosts: index of the host of each supercell.
+    """
+    groups: dict[tuple[int, int], list[int]] = {}
+    for row, (s, configuration) in enumerate(zip(supercell_of_row.tolist(), configurations, strict=True)):
+        groups.setdefault((s, configuration.n_defects), []).append(row)
+    parts, order = [], []
+    for (s, _), rows in groups.items():
+        sites = np.array([configurations[row].sites for row in rows], np.int16)
+        codes = np.array([configurations[row].defect_types for row in rows], np.int16)
+        parts.append(block_graphs(tables[s], sites, codes, hosts[s]))
+        order.extend(rows)
+    return select_graphs(join_graphs(parts), torch.argsort(torch.tensor(order)))
+
+
+def join_graphs(parts: Sequence[Graphs]) -> Graphs:
+    """One batch of several."""
+    nodes = np.cumsum([0] + [len(part.removed) for part in parts])
+    graphs = np.cumsum([0] + [part.n_graphs for part in parts])
+    shifts = {"source": nodes, "target": nodes, "node_graph": graphs, "edge_graph": graphs}
+    joined = {}
+    for field in fields(Graphs):
+        columns = [getattr(part, field.name) for part in parts]
+        if field.name in shifts:
+            columns = [column + int(shifts[field.name][n]) for n, column in enumerate(columns)]
+        joined[field.name] = torch.cat(columns)
+    return Graphs(**joined)
+
+
+def select_graphs(graphs: Graphs, chosen: Tensor) -> Graphs:
+    """The chosen graphs, in this order; chosen: (m,) int64 graph numbers."""
+    nodes, node_graph = _members(graphs.node_graph, graphs.n_graphs, chosen)
+    edges, edge_graph = _members(graphs.edge_graph, graphs.n_graphs, chosen)
+    renumbered = torch.empty(len(graphs.removed), dtype=torch.int64, device=nodes.device)
+    renumbered[nodes] = torch.arange(len(nodes), device=nodes.device)
+    return Graphs(
+        removed=graphs.removed[nodes],
+        added=graphs.added[nodes],
+        edge_features=graphs.edge_features[edges],
+        source=renumbered[graphs.source[edges]],
+        target=renumbered[graphs.target[edges]],
+        node_graph=node_graph,
+        edge_graph=edge_graph,
+        host=graphs.host[chosen],
+        n_defects=graphs.n_defects[chosen],
+    )
+
+
+def _members(owner: Tensor, n_graphs: int, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (sorted by graph) that belong to the chosen graphs, and the new number of the graph of each."""
+    counts = torch.bincount(owner, minlength=n_graphs)
+    starts = torch.cumsum(counts, 0) - counts
+    picked = counts[chosen]
+    new_graph = torch.repeat_interleave(torch.arange(len(chosen), device=owner.device), picked)
+    first = torch.cumsum(picked, 0) - picked
+    within = torch.arange(len(new_graph), device=owner.device) - first[new_graph]
+    return starts[chosen][new_graph] + within, new_graph
+
+
+def _ordered_pairs(k: int) -> tuple[list[int], list[int]]:
+    pairs = [(i, j) for i in range(k) for j in range(k) if i != j]
+    return [i for i, _ in pairs], [j for _, j in pairs]
+
+
+def _cartesian_rotations(host: Host) -> NDArray[np.float64]:
+    """(n, 3, 3): the distinct rotations of the host's point group, acting on Cartesian columns."""
+    rotations = np.unique(unit_cell_operations(host)[0], axis=0)
+    to_cartesian = host.lattice.T
+    return np.asarray(to_cartesian @ rotations @ np.linalg.inv(to_cartesian))
+
+
+def _features(vectors: NDArray[np.float64], rotations: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n, N_FEATURES): features of Cartesian vectors (n, 3), without the number of ties."""
+    distance = np.linalg.norm(vectors, axis=1)
+    radial = _gaussians(distance, 1.0, LONGEST, N_RADIAL)
+    height = _gaussians(np.abs(vectors[:, 2]), 0.0, HIGHEST, N_HEIGHT)
+    unit = vectors / np.maximum(distance, 1e-9)[:, None]
+    # two generic axes: no symmetry plane of a crystal holds them, so that no polynomial vanishes by accident
+    axes = np.array([[0.83, 0.47, 0.30], [0.21, 0.94, -0.26]])
+    images = np.einsum("gab,nb->nga", rotations, unit) @ axes.T  # (n, n_rotations, 2)
+    direction = np.concatenate([(images**order).mean(axis=1) for order in ORDERS], axis=1)
+    return np.concatenate([radial, height, direction, np.zeros((len(vectors), 1))], axis=1)
+
+
+def _gaussians(values: NDArray[np.float64], low: float, high: float, n: int) -> NDArray[np.float64]:
+    """(len(values), n): Gaussians on an even grid, as wide as their spacing."""
+    centres = np.linspace(low, high, n)
+    width = centres[1] - centres[0]
+    return np.asarray(np.exp(-0.5 * ((values[:, None] - centres) / width) ** 2))
