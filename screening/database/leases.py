@@ -4,7 +4,8 @@ A unit of work is a row of a `Leased` table. A worker claims the oldest open one
 keeps the lease alive from a thread while it works, and ends the unit in the transaction that writes its
 results. A lease that runs out (the worker died, or hung) opens the unit to the next worker; if the first one
 wakes up again, its end of the unit finds another owner and its transaction is rolled back. After
-`MAX_ATTEMPTS` a unit is set aside as failed.
+`MAX_ATTEMPTS` a unit is set aside as failed, until `reopen_failed` opens it again. An owner's name holds its
+host and process, so that a unit of a process that died on this host need not wait for the lease to run out.
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ import os
 import socket
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import CursorResult, Engine, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, CursorResult, Engine, and_, exists, func, or_, select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from screening.database.session import session_scope
 from screening.database.tables import Calculation, Chunk, ScoringChunk, TrainedModel
-from screening.errors import LeaseLostError
+from screening.errors import LeaseLostError, ServiceError
 
 LEASE_S = 30.0
 MAX_ATTEMPTS = 3
@@ -42,10 +43,9 @@ def claim_next(session: Session, table: Unit, owner: str) -> int | None:
 
     Units whose lease ran out for the last allowed time are set aside as failed on the way.
     """
-    expired = and_(table.state == "running", table.lease_until < func.now())
     session.execute(
         update(table)
-        .where(expired, table.attempts >= MAX_ATTEMPTS)
+        .where(_is_expired(table), table.attempts >= MAX_ATTEMPTS)
         .values(
             state="failed", lease_owner=None, lease_until=None, finished_at=func.now(),
             error=f"the worker died or hung {MAX_ATTEMPTS} times while it held this unit",
@@ -53,7 +53,7 @@ def claim_next(session: Session, table: Unit, owner: str) -> int | None:
     )  # fmt: skip
     oldest = (
         select(table.id)
-        .where(or_(table.state == "waiting", expired), table.attempts < MAX_ATTEMPTS)
+        .where(_is_claimable(table), table.attempts < MAX_ATTEMPTS)
         .order_by(table.id)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -75,6 +75,47 @@ def count_open(session: Session, table: Unit) -> int:
     return session.scalar(select(func.count()).where(table.state.in_(("waiting", "running")))) or 0
 
 
+def has_claimable(session: Session, table: Unit) -> bool:
+    """Whether a unit waits, or its lease has run out."""
+    return bool(session.scalar(select(exists().where(_is_claimable(table)))))
+
+
+def release_dead(session: Session, table: Unit, is_alive: Callable[[int], bool]) -> int:
+    """Let the leases run out whose processes died on this host; their number.
+
+    A process that is wrongly taken for dead (a container with this host's name) loses its lease and with it
+    nothing but time.
+
+    Args:
+        is_alive: whether a process of this host with this id runs.
+    """
+    here = f"{socket.gethostname()}:"
+    held = session.execute(
+        select(table.id, table.lease_owner).where(
+            table.state == "running",
+            table.lease_until >= func.now(),
+            table.lease_owner.startswith(here, autoescape=True),
+        )
+    )
+    n_released = 0
+    for unit_id, owner in held.all():
+        assert owner is not None  # the constraint `lease`
+        if not is_alive(int(owner.removeprefix(here).split(":")[0])):
+            n_released += _held(session, table, unit_id, owner, lease_until=func.now() - timedelta(seconds=1))
+    return n_released
+
+
+def reopen_failed(session: Session, table: Unit, *conditions: ColumnElement[bool]) -> int:
+    """Open the failed units of a table that fulfil the conditions to new attempts; their number."""
+    result = session.execute(
+        update(table)
+        .where(table.state == "failed", *conditions)
+        .values(state="waiting", attempts=0, error=None, started_at=None, finished_at=None)
+    )
+    assert isinstance(result, CursorResult)
+    return result.rowcount
+
+
 @contextmanager
 def lease_kept(engine: Engine, table: Unit, unit_id: int, owner: str) -> Iterator[threading.Event]:
     """Keep a lease alive from a thread while the block runs; the event is set once the lease is lost."""
@@ -85,7 +126,7 @@ def lease_kept(engine: Engine, table: Unit, unit_id: int, owner: str) -> Iterato
             try:
                 with session_scope(engine) as session:
                     extended = _held(session, table, unit_id, owner, lease_until=_lease_end())
-            except OperationalError:  # the server restarts: try again, the lease may outlive it
+            except (OperationalError, ServiceError):  # the server restarts: try again, the lease may outlive it
                 continue
             if not extended:
                 lost.set()
@@ -136,6 +177,14 @@ def give_back(session: Session, table: Unit, unit_id: int, owner: str, *, error:
         fail(session, table, unit_id, owner, error=error)
     else:
         _held(session, table, unit_id, owner, state="waiting", error=error, lease_owner=None, lease_until=None)
+
+
+def _is_expired(table: Unit) -> ColumnElement[bool]:
+    return and_(table.state == "running", table.lease_until < func.now())
+
+
+def _is_claimable(table: Unit) -> ColumnElement[bool]:
+    return or_(table.state == "waiting", _is_expired(table))
 
 
 def _lease_end() -> Any:

@@ -1,0 +1,111 @@
+"""The Celery application: `python -m celery --app workers.app worker --queues cpu`, and `... beat`.
+
+Rows are the truth and messages only say that there is work (screening.pipeline.dispatch). Therefore messages are
+acknowledged before their task runs: Redis gives a message that is acknowledged late to a second worker once its
+visibility time-out has passed, so that a long training would be started again and again. A worker that dies takes
+its message with it; the lease of its unit runs out, and beat announces the unit to the next worker.
+
+Queues: `cpu` enumerates and calculates, `gpu` trains and scores. Messages are JSON and there is no result store:
+the outcome of a unit of work is in its row. The engine is created by each process on first use, and torch is
+imported by the process that runs a task, so nothing of either is shared across a fork.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cached_property
+from typing import Any
+
+import psutil
+from celery import Celery
+from celery.beat import Scheduler
+from celery.signals import beat_init, worker_init
+from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError
+
+from screening.database.leases import release_dead
+from screening.database.session import address, check_schema, make_engine, session_scope
+from screening.errors import ServiceError
+from screening.pipeline.dispatch import UNITS, announce, claimable_kinds
+from screening.services import addresses, without_password
+from screening.settings import load_settings
+
+SWEEP_S = 5.0  # how long a unit of work that nobody was told of may wait for a free worker
+
+_logger = logging.getLogger(__name__)
+
+
+class WorkerApplication(Celery):
+    """Celery with the settings of this machine and an engine for each process."""
+
+    def __init__(self) -> None:
+        self.settings = load_settings()
+        self.addresses = addresses(self.settings)
+        super().__init__("workers", broker=self.addresses.redis_url, include=["workers.tasks"])
+        self.conf.update(
+            accept_content=["json"],
+            task_serializer="json",
+            result_serializer="json",
+            task_ignore_result=True,
+            worker_prefetch_multiplier=1,
+            broker_connection_retry_on_startup=True,
+            broker_connection_max_retries=None,
+            beat_scheduler="workers.app:Sweep",
+        )
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine of this process."""
+        return make_engine(self.addresses.database_url)
+
+
+class Sweep(Scheduler):
+    """Beat without a schedule: every few seconds it announces each kind of work that a worker could claim.
+
+    It keeps no file. The leases of processes that died on this machine are ended on the way.
+    """
+
+    def tick(self, *_args: Any, **_kwargs: Any) -> float:
+        """Sweep once; the seconds until the next time."""
+        assert isinstance(self.app, WorkerApplication)
+        try:
+            with session_scope(self.app.engine) as session:
+                for kind, table in UNITS.items():
+                    if n_released := release_dead(session, table, _runs):
+                        _logger.warning("%d units of %s were held by processes that died", n_released, kind)
+                session.flush()
+                kinds = claimable_kinds(session)
+            if kinds:
+                announce(self.app.addresses.redis_url, *kinds)
+                _logger.info("announced: %s", ", ".join(kinds))
+        except (OperationalError, ServiceError) as error:  # a server restarts; the next sweep is soon
+            _logger.warning("nothing could be announced: %s", error)
+        return SWEEP_S
+
+
+app = WorkerApplication()
+
+
+@worker_init.connect
+@beat_init.connect
+def _check_database(**_arguments: Any) -> None:
+    """Refuse to start on a database of another version of this package, or on none."""
+    engine = make_engine(app.addresses.database_url)
+    try:
+        check_schema(engine)
+    except ServiceError as error:
+        _logger.critical("refused to start: %s", error)
+        raise SystemExit(1) from error  # Celery logs and forgets every other exception of a signal
+    finally:
+        engine.dispose()
+    _logger.info(
+        "database %s, broker %s, device %s",
+        address(engine), without_password(app.addresses.redis_url), app.settings.device,
+    )  # fmt: skip
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
