@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from screening.errors import InputError
 
 
 class Settings(BaseSettings):
-    """Addresses, directories and device.
+    """Addresses, directories and device; an empty variable counts as not set.
 
     Attributes:
         home: directory of the services' data, logs and state (SCREENING_HOME).
@@ -19,7 +21,7 @@ class Settings(BaseSettings):
         device: where networks run (SCREENING_DEVICE): `auto` takes a GPU where there is one.
     """
 
-    model_config = SettingsConfigDict(env_prefix="SCREENING_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="SCREENING_", frozen=True, extra="ignore", env_ignore_empty=True)
 
     home: Path = Field(default=Path(".screening"))
     database_url: SecretStr | None = None
@@ -33,5 +35,13 @@ class Settings(BaseSettings):
 
 
 def load_settings() -> Settings:
-    """Read the environment."""
-    return Settings()
+    """Read the environment.
+
+    Raises:
+        InputError: a variable has a value that is not allowed.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        reasons = [f"SCREENING_{'_'.join(map(str, found['loc'])).upper()}: {found['msg']}" for found in error.errors()]
+        raise InputError(f"{'; '.join(reasons)}; mend or unset it") from error

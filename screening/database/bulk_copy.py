@@ -27,9 +27,14 @@ def copy_rows(session: Session, table: str, columns: Mapping[str, Column]) -> in
 
     Args:
         columns: by column name, arrays with one length: (n,) int16, int32, int64, float32 for smallint,
-            integer, bigint, real; (n, k) int16 for smallint[]. Columns not named take their default.
+            integer, bigint, real; (n, k) int16 with k > 0 for smallint[]. Columns not named take their default.
     """
     n_rows = len(next(iter(columns.values())))
+    for name, column in columns.items():
+        expected = ("int16",) if column.ndim == 2 else ("int16", "int32", "int64", "float32")
+        assert column.dtype.name in expected, f"column {name} of {table} is {column.dtype}, not {expected}"
+        assert column.shape[1:] != (0,), f"column {name} of {table} has arrays without elements"
+        assert len(column) == n_rows, f"column {name} of {table} has {len(column)} rows, not {n_rows}"
     statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(
         sql.Identifier(table), sql.SQL(", ").join(map(sql.Identifier, columns))
     )

@@ -35,8 +35,8 @@ class Window(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     property: str
-    low: float | None = None
-    high: float | None = None
+    low: float | None = Field(default=None, allow_inf_nan=False)
+    high: float | None = Field(default=None, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _is_a_window(self) -> Window:
@@ -139,10 +139,14 @@ def _order(query: DesignQuery, probability: ColumnElement[Any]) -> ColumnElement
 
 
 def _could_hold(window: Window, confidence: float) -> ColumnElement[bool]:
-    """An index condition: at a confidence of a half and more, a window's mean must lie inside it."""
-    mean = getattr(Prediction, f"{window.property}_mean").expression
+    """An index condition: at a confidence of a half and more, a window's mean must lie inside it.
+
+    A normal distribution whose mean is outside has less than a half inside, and no factor of a product of
+    probabilities is smaller than the product; so this holds for every window of a query.
+    """
+    mean: ColumnElement[Any] = getattr(Prediction, f"{window.property}_mean").expression
     if confidence < 0.5:
-        return and_(mean.is_not(None))
+        return mean.is_not(None)
     ends = []
     if window.low is not None:
         ends.append(mean >= window.low)
@@ -163,7 +167,7 @@ def _probability(windows: tuple[Window, ...]) -> ColumnElement[float]:
     return product
 
 
-def _normal_cdf(z: ColumnElement[float]) -> ColumnElement[float]:
+def _normal_cdf(z: ColumnElement[Any]) -> ColumnElement[float]:
     return 0.5 * (1.0 + func.erf(z / 2.0**0.5, type_=Float))
 
 

@@ -163,7 +163,7 @@ def finish(session: Session, table: Unit, unit_id: int, owner: str, **values: An
 
 
 def fail(session: Session, table: Unit, unit_id: int, owner: str, *, error: str) -> None:
-    """Set a unit aside as failed, for good."""
+    """Set a unit aside as failed, for good; nothing changes if another worker holds it by now."""
     _held(
         session, table, unit_id, owner,
         state="failed", error=error, lease_owner=None, lease_until=None, finished_at=func.now(),
@@ -188,7 +188,8 @@ def _is_claimable(table: Unit) -> ColumnElement[bool]:
 
 
 def _lease_end() -> Any:
-    return func.now() + timedelta(seconds=LEASE_S)
+    """From the moment of the statement; `now()` is that of the transaction, which may have begun long ago."""
+    return func.clock_timestamp() + timedelta(seconds=LEASE_S)
 
 
 def _held(session: Session, table: Unit, unit_id: int, owner: str, **values: Any) -> bool:

@@ -1,6 +1,7 @@
 """Named reads and small writes.
 
-Adding the same thing twice is harmless: natural keys with `ON CONFLICT`. Nothing here commits.
+Adding the same thing twice is harmless: natural keys with `ON CONFLICT`. Several rows are added in the order
+of their key, so that two processes that add the same ones do not deadlock. Nothing here commits.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def get_or_add(session: Session, table: type[Table], key: Mapping[str, Any], **o
 def add_defect_types(session: Session, rows: Sequence[Mapping[str, Any]]) -> None:
     """Add defect types (id, name, removed, added) that are not there yet."""
     if rows:
-        session.execute(insert(DefectType).on_conflict_do_nothing(), list(rows))
+        session.execute(insert(DefectType).on_conflict_do_nothing(), sorted(rows, key=lambda row: row["id"]))
 
 
 def composition_ids(session: Session, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
@@ -85,7 +86,7 @@ def composition_ids(session: Session, rows: Mapping[str, Mapping[str, Any]]) -> 
             [{"label": label, **columns} for label, columns in sorted(rows.items())],
         )
     found = session.execute(select(Composition.label, Composition.id).where(Composition.label.in_(rows)))
-    return dict(found.tuples().all())
+    return dict(found.all())
 
 
 def level_id_of(session: Session, name: str) -> int:
@@ -109,20 +110,13 @@ def add_level(
     Raises:
         LevelOfTheoryError: the name stands for other settings already.
     """
-    level_id = get_or_add(
-        session, LevelOfTheory, {"digest": digest},
-        name=name, code=code, functional=functional, settings=dict(settings),
-    ) if _level_is_free(session, name, digest) else None  # fmt: skip
-    if level_id is None:
+    known = session.scalar(select(LevelOfTheory.digest).where(LevelOfTheory.name == name))
+    if known not in (None, digest):
         raise LevelOfTheoryError(
             f"the level of theory {name!r} is known with other settings; give the new settings another name"
         )
-    return level_id
-
-
-def _level_is_free(session: Session, name: str, digest: str) -> bool:
-    known = session.scalar(select(LevelOfTheory.digest).where(LevelOfTheory.name == name))
-    return known is None or known == digest
+    others = {"name": name, "code": code, "functional": functional, "settings": dict(settings)}
+    return get_or_add(session, LevelOfTheory, {"digest": digest}, **others)
 
 
 def add_chemical_potentials(session: Session, level_id: int, rows: Mapping[str, tuple[float, str]]) -> None:
@@ -148,7 +142,7 @@ def chemical_potentials(session: Session, level_id: int) -> dict[str, float]:
     rows = session.execute(
         select(ChemicalPotential.element, ChemicalPotential.energy).where(ChemicalPotential.level_id == level_id)
     )
-    return dict(rows.tuples().all())
+    return dict(rows.all())
 
 
 def add_source_file(session: Session, *, sha256: str, path: str, kind: str, size: int, version: str) -> int:
@@ -160,10 +154,11 @@ def configuration_ids(
     session: Session, supercell_id: int, rows: Sequence[Mapping[str, Any]]
 ) -> dict[tuple[tuple[int, ...], tuple[int, ...]], int]:
     """Ids of canonical configurations by (sites, defect types), added where they are not there."""
-    for start in range(0, len(rows), _ROWS_PER_INSERT):
+    ordered = sorted(rows, key=lambda row: (row["sites"], row["defect_types"]))
+    for start in range(0, len(ordered), _ROWS_PER_INSERT):
         session.execute(
             insert(Configuration).on_conflict_do_nothing(),
-            [{"supercell_id": supercell_id, **row} for row in rows[start : start + _ROWS_PER_INSERT]],
+            [{"supercell_id": supercell_id, **row} for row in ordered[start : start + _ROWS_PER_INSERT]],
         )
     found = session.execute(
         select(Configuration.sites, Configuration.defect_types, Configuration.id).where(
@@ -189,7 +184,7 @@ def pristine_energy(session: Session, supercell_id: int, level_id: int) -> float
 
 def labelled_rows(
     session: Session, *, level_id: int, host_ids: Sequence[int] = (), datasets: Sequence[str] = ()
-) -> Sequence[Row[Any]]:
+) -> Sequence[Row[CalculationResult, int, list[int], list[int]]]:
     """Results of defective configurations with what identifies them, ordered by result id."""
     statement = (
         select(CalculationResult, Configuration.supercell_id, Configuration.sites, Configuration.defect_types)
@@ -255,7 +250,7 @@ def supercell_id_of(session: Session, host_name: str, label: str | None) -> int:
     rows = session.execute(
         select(Supercell.label, Supercell.id).where(Supercell.host_id == host.id).order_by(Supercell.id)
     )
-    known = dict(rows.tuples().all())
+    known = dict(rows.all())
     if label is None and len(known) > 1:
         raise InputError(f"host {host_name} has the supercells {', '.join(known)}; choose one with --supercell")
     if label is None and known:
@@ -282,7 +277,11 @@ def scored_search_space(session: Session, model_id: int, supercell_id: int) -> i
     )
     return session.scalar(
         select(SearchSpace.id)
-        .where(SearchSpace.supercell_id == supercell_id, ~open_chunk.exists())
+        .where(
+            SearchSpace.supercell_id == supercell_id,
+            ~open_chunk.exists(),
+            select(Chunk.id).where(Chunk.search_space_id == SearchSpace.id).exists(),
+        )
         .order_by(SearchSpace.expected.desc(), SearchSpace.id)
         .limit(1)
     )

@@ -1,0 +1,120 @@
+"""The Celery workers of a project: one for each queue, and beat."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from screening.errors import ServiceError
+from screening.services import processes
+from screening.services.state import Addresses, addresses, locked, log_tail, prepare_home, read_state, write_state
+from screening.settings import Settings
+
+APP = "workers.app"
+QUEUES = ("cpu", "gpu")
+_NAMES = (*(f"worker-{queue}" for queue in QUEUES), "beat")
+_START_S = 60.0  # imports from a cold disk
+_GRACE_S = 5.0
+
+
+def start_workers(settings: Settings, *, cpu: int = 1, gpu: int = 1, app: str = APP) -> None:
+    """Start Celery workers for the queues `cpu` and `gpu` with so many processes each, and beat.
+
+    Returns when they take work. Workers of this project that run already are left alone, unless the services
+    have other addresses by now; zero processes mean no worker for that queue.
+
+    Raises:
+        ServiceError: a worker did not start; with the end of its log.
+    """
+    home = settings.home
+    found = addresses(settings)
+    prepare_home(home)
+    with locked(home):
+        state = read_state(home)
+        digest = hashlib.sha256(f"{found.database_url} {found.redis_url}".encode()).hexdigest()
+        if state.get("workers_addresses") != digest:
+            stop(home)
+        state["workers_addresses"] = digest
+        write_state(home, state)
+        started = {}
+        for queue, n_processes in (("cpu", cpu), ("gpu", gpu)):
+            arguments = [
+                "worker", "--queues", queue, "--concurrency", str(n_processes), "--loglevel", "INFO",
+                "--hostname", f"{queue}@%h", "--without-gossip", "--without-mingle",
+            ]  # fmt: skip
+            if n_processes and processes.running_pid(_pid_file(home, f"worker-{queue}")) is None:
+                environment = _environment(settings, found, queue=queue, n_processes=n_processes)
+                started[f"worker-{queue}"] = _start(home, f"worker-{queue}", [app, *arguments], environment)
+        if processes.running_pid(_pid_file(home, "beat")) is None:
+            arguments = ["beat", "--schedule", str(home / "run" / "beat"), "--pidfile", "", "--loglevel", "INFO"]
+            environment = _environment(settings, found, queue="cpu", n_processes=1)
+            started["beat"] = _start(home, "beat", [app, *arguments], environment)
+        _wait_until_ready(home, started)
+
+
+def stop_workers(settings: Settings) -> None:
+    """Stop the workers and beat of a project; a unit of work that runs is given up and resumed later."""
+    if settings.home.exists():
+        with locked(settings.home):
+            stop(settings.home)
+
+
+def stop(home: Path) -> None:
+    """End workers soon: what they are doing is a lease that runs out, and is done by the next ones."""
+    for pid_file in pid_files(home):
+        processes.stop(pid_file, grace_s=_GRACE_S)
+
+
+def pid_files(home: Path) -> list[Path]:
+    """The pid files of the workers that were started once, whether they run or not."""
+    return [path for path in (_pid_file(home, name) for name in _NAMES) if path.exists()]
+
+
+def _pid_file(home: Path, name: str) -> Path:
+    return home / "run" / f"{name}.pid"
+
+
+def _log(home: Path, name: str) -> Path:
+    return home / "logs" / f"{name}.log"
+
+
+def _environment(settings: Settings, found: Addresses, *, queue: str, n_processes: int) -> dict[str, str]:
+    """Addresses go to workers in their environment, where `ps` does not show them."""
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {
+        "OMP_NUM_THREADS": str(max(1, n_cores // n_processes)),
+        **os.environ,
+        "SCREENING_HOME": str(settings.home),
+        "SCREENING_DATABASE_URL": found.database_url,
+        "SCREENING_REDIS_URL": found.redis_url,
+        "SCREENING_DEVICE": settings.device if queue == "gpu" else "cpu",
+    }
+
+
+def _start(home: Path, name: str, arguments: list[str], environment: Mapping[str, str]) -> int:
+    """Start a Celery process; the size of its log before."""
+    pid_file = _pid_file(home, name)
+    processes.stop(pid_file, grace_s=0.0)  # children of one that was killed
+    log = _log(home, name)
+    size = log.stat().st_size if log.exists() else 0
+    command = [sys.executable, "-m", "celery", "--app", *arguments]
+    processes.start(pid_file, command, log=log, directory=home, environment=environment)
+    return size
+
+
+def _wait_until_ready(home: Path, started: Mapping[str, int]) -> None:
+    """Wait until each log says so: `cpu@node ready.` of a worker, `beat: Starting` of beat."""
+    deadline = time.monotonic() + _START_S
+    for name, size in started.items():
+        sign = "beat: Starting" if name == "beat" else " ready."
+        log = _log(home, name)
+        while sign not in log.read_bytes()[size:].decode(errors="replace"):
+            if not processes.is_held(_pid_file(home, name)):
+                raise ServiceError(f"{name} stopped at once; {log_tail(log)}")
+            if time.monotonic() > deadline:
+                raise ServiceError(f"{name} did not become ready in {_START_S:.0f} s; {log_tail(log)}")
+            time.sleep(0.1)
