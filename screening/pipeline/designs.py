@@ -54,7 +54,7 @@ def run_design_query(session: Session, query: DesignQuery, *, model_name: str | 
             f"run `screening score --host {query.host}` first"
         )
     statement = compile_query(query, model_id=model.id, search_space_id=search_space_id)
-    names = dict(session.execute(select(tables.DefectType.id, tables.DefectType.name)).tuples().all())
+    names = dict(session.execute(select(tables.DefectType.id, tables.DefectType.name)).all())
     rows = []
     for found in session.execute(statement).mappings():
         row: dict[str, Any] = dict(found)

@@ -7,6 +7,8 @@ submitted, before any worker sees it.
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Engine, delete, select
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from screening.database import queries, tables
@@ -23,7 +26,7 @@ from screening.database.leases import finish, lease_kept, record
 from screening.database.session import session_scope
 from screening.defects.defect_types import Configuration
 from screening.dft.results import PROPERTIES
-from screening.errors import InputError, LeaseLostError
+from screening.errors import InputError, LeaseLostError, ServiceError
 from screening.pipeline.hosts import load_supercell
 
 if TYPE_CHECKING:
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 CHECKPOINT_S = 20.0
 VALIDATION_SHARE = 0.15
 SMALLEST_TRAINING_SET = 10
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,28 @@ class TrainingRequest:
     parent: str | None = None
     seed: int = 0
     settings: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """How far a training is.
+
+    Attributes:
+        state: waiting, running, finished or failed.
+        latest: of the last epoch that was reported: `member`, `n_members`, `epoch`, `max_epochs`, `train_loss`,
+            `validation_mae` by property, `elapsed_s`; empty before the first.
+        error: why it failed, or why the last attempt did.
+    """
+
+    name: str
+    state: str
+    latest: Mapping[str, Any]
+    error: str | None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it neither waits nor runs."""
+        return self.state in ("finished", "failed")
 
 
 def submit_training(session: Session, request: TrainingRequest) -> int:
@@ -79,23 +106,31 @@ def submit_training(session: Session, request: TrainingRequest) -> int:
     parent = queries.model_by_name(session, request.parent) if request.parent else None
     if parent is not None and parent.level_id != level_id:
         raise InputError(f"model {parent.name} was trained at another level of theory than {request.level!r}")
-    model = tables.TrainedModel(
-        name=request.name or _free_name(session, request),
+    model_id = _add_model(
+        session,
+        request,
         parent_id=parent.id if parent else None,
         level_id=level_id,
         properties=_properties_present([row.CalculationResult for row in rows]),
-        settings=dict(request.settings or {}),
-        seed=request.seed,
     )
-    if session.scalar(select(tables.TrainedModel.id).where(tables.TrainedModel.name == model.name)):
-        raise InputError(f"a model is called {model.name!r} already; choose another name with --name")
-    session.add(model)
-    session.flush()
     session.execute(
         insert(tables.ModelTrainingResult),
-        [{"model_id": model.id, "result_id": identifier, "role": role} for identifier, role in roles.items()],
+        [{"model_id": model_id, "result_id": identifier, "role": role} for identifier, role in roles.items()],
     )
-    return model.id
+    return model_id
+
+
+def progress(session: Session, model_id: int) -> TrainingProgress:
+    """How far a training is."""
+    row = session.execute(
+        select(
+            tables.TrainedModel.name,
+            tables.TrainedModel.state,
+            tables.TrainedModel.progress,
+            tables.TrainedModel.error,
+        ).where(tables.TrainedModel.id == model_id)
+    ).one()
+    return TrainingProgress(row.name, row.state, row.progress or {}, row.error)
 
 
 def train_unit(engine: Engine, model_id: int, owner: str, *, device: str) -> None:
@@ -115,16 +150,12 @@ def train_unit(engine: Engine, model_id: int, owner: str, *, device: str) -> Non
         parent = session.get(tables.TrainedModel, model.parent_id) if model.parent_id else None
         start_from = ensemble_from_bytes(parent.weights) if parent is not None and parent.weights else None
     with lease_kept(engine, tables.TrainedModel, model_id, owner) as lost:
-
-        def is_lost() -> bool:
-            return lost.is_set()
-
         started = time.monotonic()
         ensemble = train_ensemble(
             rows,
             settings,
             seed=seed,
-            on_progress=_ProgressWriter(engine, model_id, owner, is_lost),
+            on_progress=_ProgressWriter(engine, model_id, owner, lost.is_set),
             resume_from=checkpoint,
             start_from=start_from,
         )
@@ -165,8 +196,8 @@ class _ProgressWriter:
                 "n_members": progress.n_members,
                 "epoch": progress.epoch,
                 "max_epochs": progress.max_epochs,
-                "train_loss": progress.train_loss,
-                "validation_mae": progress.validation_mae,
+                "train_loss": _json_number(progress.train_loss),
+                "validation_mae": {name: _json_number(mae) for name, mae in progress.validation_mae.items()},
                 "elapsed_s": progress.elapsed_s,
             }
         }
@@ -174,8 +205,16 @@ class _ProgressWriter:
             self._last_checkpoint = now
             # a training that gets on is not a poisonous one: only attempts without a checkpoint count
             values |= {"checkpoint": make_checkpoint(), "attempts": 0}
-        with session_scope(self._engine) as session:
-            record(session, tables.TrainedModel, self._model_id, self._owner, **values)
+        try:
+            with session_scope(self._engine) as session:
+                record(session, tables.TrainedModel, self._model_id, self._owner, **values)
+        except (OperationalError, ServiceError) as error:  # the server restarts; hours of training need not end with it
+            _logger.warning("the progress of model %d is not written: %s", self._model_id, error)
+
+
+def _json_number(value: float) -> float | None:
+    """None for what JSON has no number for: a loss that has diverged, an error without rows."""
+    return value if math.isfinite(value) else None
 
 
 def _role(result: tables.CalculationResult) -> str:
@@ -192,8 +231,24 @@ def _properties_present(results: Sequence[tables.CalculationResult]) -> list[str
     ]
 
 
+def _add_model(session: Session, request: TrainingRequest, **columns: Any) -> int:
+    """Add the row of a training under the name that was asked for, or under the next free one."""
+    name = request.name or _free_name(session, request)
+    added: int | None = session.scalar(
+        insert(tables.TrainedModel)
+        .values(name=name, settings=dict(request.settings or {}), seed=request.seed, **columns)
+        .on_conflict_do_nothing(index_elements=["name"])
+        .returning(tables.TrainedModel.id)
+    )
+    if added is not None:
+        return added
+    if request.name is not None:
+        raise InputError(f"a model is called {request.name!r} already; choose another name with --name")
+    return _add_model(session, request, **columns)  # somebody else has taken the free name since
+
+
 def _free_name(session: Session, request: TrainingRequest) -> str:
-    """A name made of the level of theory and the next free number."""
+    """A name made of hosts, level of theory and the next free number."""
     stem = "-".join((*request.hosts, request.level)).lower().replace(" ", "-")
     taken = set(session.scalars(select(tables.TrainedModel.name).where(tables.TrainedModel.name.startswith(stem))))
     return next(name for n in range(1, len(taken) + 2) if (name := f"{stem}-{n}") not in taken)
@@ -271,4 +326,5 @@ def _store_metrics(
                         "rmse": float(np.sqrt((errors**2).mean())),
                     }
                 )
-    session.execute(insert(tables.ModelMetric), metrics)
+    if metrics:
+        session.execute(insert(tables.ModelMetric), metrics)

@@ -1,28 +1,52 @@
 """Search spaces: counting, enumerating and scoring their candidates, chunk by chunk.
 
 A chunk's candidates and its new state are committed in one transaction, and so are the predictions of a
-scoring chunk: whatever dies, a chunk is done exactly once or not at all.
+scoring chunk: whatever dies, a chunk is done exactly once or not at all. What a search space is made of (count,
+compositions, chunks) is written when it is added, by one caller however many there are.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Engine, func, select
+from sqlalchemy import ColumnElement, Engine, Integer, func, literal, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from screening.database import queries, tables
 from screening.database.bulk_copy import copy_rows
-from screening.database.leases import finish, lease_kept
+from screening.database.leases import finish, lease_kept, reopen_failed
 from screening.database.session import session_scope
 from screening.defects.defect_types import Configuration, DefectType
 from screening.defects.enumeration import Block, Chunk, SearchSpace, check_count, enumerate_chunk, plan_chunks
 from screening.errors import InputError
 from screening.pipeline.hosts import StoredSupercell, add_compositions, add_defect_types, load_supercell
+
+
+@dataclass(frozen=True)
+class UnitProgress:
+    """How far the chunks of a search space are.
+
+    Attributes:
+        n_rows: candidates or predictions stored by the finished ones.
+        first_error: of the first failed one.
+    """
+
+    total: int
+    done: int
+    failed: int
+    n_rows: int
+    first_error: str | None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no chunk waits or runs."""
+        return self.done + self.failed == self.total
 
 
 def count_table(space: SearchSpace, stored: StoredSupercell) -> dict[str, Any]:
@@ -42,43 +66,31 @@ def count_table(space: SearchSpace, stored: StoredSupercell) -> dict[str, Any]:
 def add_search_space(session: Session, stored: StoredSupercell, space: SearchSpace) -> int:
     """Store a search space, its exact count and its chunks, all waiting; again changes nothing."""
     add_defect_types(session, space.defect_types)
-    counts = space.counts(stored.symmetry)
-    composition = None if space.composition is None else list(space.max_counts)
     key = {
         "supercell_id": stored.id,
         "defect_types": [t.code for t in space.defect_types],
         "min_defects": space.min_defects,
         "max_defects": space.max_defects,
+        "composition": None if space.composition is None else list(space.max_counts),
     }
-    conditions = [getattr(tables.SearchSpace, name) == value for name, value in key.items()]
-    known = session.scalar(
-        select(tables.SearchSpace.id).where(
-            *conditions, tables.SearchSpace.composition.is_not_distinct_from(composition)
-        )
-    )
-    if known is not None:
-        return known
-    row = tables.SearchSpace(**key, composition=composition, expected=sum(counts.values()))
-    session.add(row)
-    session.flush()
+    known = (
+        getattr(tables.SearchSpace, name).is_not_distinct_from(value) if value is None
+        else getattr(tables.SearchSpace, name) == value
+        for name, value in key.items()
+    )  # fmt: skip
+    if (found := session.scalar(select(tables.SearchSpace.id).where(*known))) is not None:
+        return found
+    counts = space.counts(stored.symmetry)
+    added = insert(tables.SearchSpace).values(**key, expected=sum(counts.values())).on_conflict_do_nothing()
+    search_space_id: int | None = session.scalar(added.returning(tables.SearchSpace.id))
+    if search_space_id is None:  # another caller has added it since, with its chunks
+        return add_search_space(session, stored, space)
     add_compositions(
         session,
         [Counter({t.code: n for t, n in zip(space.defect_types, c, strict=True) if n}) for c in counts],
     )
-    session.execute(
-        insert(tables.Chunk),
-        [
-            {
-                "search_space_id": row.id,
-                "number": number,
-                "n_defects": chunk.n_defects,
-                "prefix_sites": list(chunk.prefix.sites),
-                "prefix_defect_types": list(chunk.prefix.defect_types),
-            }
-            for number, chunk in enumerate(plan_chunks(space, stored.symmetry))
-        ],
-    )
-    return row.id
+    _add_chunks(session, search_space_id, plan_chunks(space, stored.symmetry))
+    return search_space_id
 
 
 def load_search_space(session: Session, search_space_id: int) -> tuple[StoredSupercell, SearchSpace]:
@@ -114,8 +126,11 @@ def add_scoring(session: Session, model_id: int, search_space_id: int) -> int:
     """Add the scoring of every chunk of a search space by a model; the number of chunks that are new.
 
     Raises:
-        InputError: the search space is not enumerated completely.
+        InputError: the search space is not enumerated completely, or the model is not trained.
     """
+    model = session.get_one(tables.TrainedModel, model_id)
+    if model.state != "finished":
+        raise InputError(f"model {model.name} is {model.state}; wait until it is trained before it scores")
     open_chunks = session.scalar(
         select(func.count()).where(tables.Chunk.search_space_id == search_space_id, tables.Chunk.state != "finished")
     )
@@ -128,7 +143,7 @@ def add_scoring(session: Session, model_id: int, search_space_id: int) -> int:
         insert(tables.ScoringChunk)
         .from_select(
             ["model_id", "chunk_id"],
-            select(func.cast(model_id, tables.ScoringChunk.model_id.type), tables.Chunk.id)
+            select(literal(model_id, Integer), tables.Chunk.id)
             .where(tables.Chunk.search_space_id == search_space_id)
             .order_by(tables.Chunk.number),
         )
@@ -136,6 +151,29 @@ def add_scoring(session: Session, model_id: int, search_space_id: int) -> int:
         .returning(tables.ScoringChunk.id)
     ).all()
     return len(added)
+
+
+def progress(session: Session, search_space_id: int, *, model_id: int | None = None) -> UnitProgress:
+    """How far the enumeration of a search space is, or its scoring by a model."""
+    unit: type[tables.Chunk] | type[tables.ScoringChunk] = tables.Chunk if model_id is None else tables.ScoringChunk
+    n_rows = tables.Chunk.n_candidates if model_id is None else tables.ScoringChunk.n_predictions
+    belongs = _units_of(search_space_id, model_id)
+    total, done, failed, stored_rows = session.execute(
+        select(
+            func.count(),
+            func.count().filter(unit.state == "finished"),
+            func.count().filter(unit.state == "failed"),
+            func.sum(n_rows),
+        ).where(*belongs)
+    ).one()
+    first_error = session.scalar(select(unit.error).where(*belongs, unit.state == "failed").order_by(unit.id).limit(1))
+    return UnitProgress(total, done, failed, int(stored_rows or 0), first_error)
+
+
+def retry_failed(session: Session, search_space_id: int, *, model_id: int | None = None) -> int:
+    """Open the failed chunks of an enumeration, or of a scoring, once their cause is mended; their number."""
+    unit = tables.Chunk if model_id is None else tables.ScoringChunk
+    return reopen_failed(session, unit, *_units_of(search_space_id, model_id))
 
 
 def score_unit(engine: Engine, unit_id: int, owner: str, *, device: str) -> None:
@@ -167,6 +205,30 @@ def score_unit(engine: Engine, unit_id: int, owner: str, *, device: str) -> None
                 columns[f"{name}_std"] = std[:, p].astype(np.float32)
             copy_rows(session, "predictions", columns)
         finish(session, tables.ScoringChunk, unit_id, owner, n_predictions=len(candidate_ids))
+
+
+def _add_chunks(session: Session, search_space_id: int, chunks: Sequence[Chunk]) -> None:
+    session.execute(
+        insert(tables.Chunk),
+        [
+            {
+                "search_space_id": search_space_id,
+                "number": number,
+                "n_defects": chunk.n_defects,
+                "prefix_sites": list(chunk.prefix.sites),
+                "prefix_defect_types": list(chunk.prefix.defect_types),
+            }
+            for number, chunk in enumerate(chunks)
+        ],
+    )
+
+
+def _units_of(search_space_id: int, model_id: int | None) -> tuple[ColumnElement[bool], ...]:
+    """Conditions on the chunks of a search space, or on the scoring of them by a model."""
+    if model_id is None:
+        return (tables.Chunk.search_space_id == search_space_id,)
+    chunks = select(tables.Chunk.id).where(tables.Chunk.search_space_id == search_space_id)
+    return (tables.ScoringChunk.model_id == model_id, tables.ScoringChunk.chunk_id.in_(chunks))
 
 
 def _store_candidates(session: Session, chunk: tables.Chunk, block: Block) -> int:
@@ -209,15 +271,16 @@ def _read_candidates(
 
 def _check_space(session: Session, search_space_id: int) -> None:
     """When the last chunk of a search space is done, compare the sum of the counts with the exact one."""
-    # The row lock makes the last two chunks see each other.
-    space = session.get_one(tables.SearchSpace, search_space_id, with_for_update=True)
+    # The row lock makes the last two chunks see each other. It must be NO KEY UPDATE: the foreign keys of the
+    # candidates that both have stored hold KEY SHARE on this row, and against UPDATE the two would dead-lock.
+    space = session.get_one(tables.SearchSpace, search_space_id, with_for_update={"key_share": True})
     total, done, n_chunks = session.execute(
         select(
-            func.coalesce(func.sum(tables.Chunk.n_candidates), 0),
+            func.sum(tables.Chunk.n_candidates),
             func.count().filter(tables.Chunk.state == "finished"),
             func.count(),
         ).where(tables.Chunk.search_space_id == search_space_id)
     ).one()
     if done == n_chunks:
-        check_count(int(total), space.expected)
+        check_count(int(total or 0), space.expected)
         check_count(queries.count_candidates(session, search_space_id), space.expected)
