@@ -1,0 +1,106 @@
+"""Ensembles and checkpoints as safetensors bytes, never pickle.
+
+What is not a tensor (names, sizes, settings) is JSON in the file's metadata. Format: Hugging Face
+safetensors: eight bytes with the length of a JSON header, the header, the tensors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from screening.errors import FileFormatError
+from screening.learning.ensemble import Calibration, Ensemble
+from screening.learning.gnn import Architecture, SparseDefectNetwork
+from screening.learning.references import References
+
+FORMAT = "screening ensemble 1"
+_NETWORK = "network."
+_ARRAYS = ("energies", "means", "scales")
+
+
+def pack(tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> bytes:
+    """Tensors and a JSON card as safetensors bytes."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    packed = save(contiguous, metadata={"card": json.dumps(card)})
+    assert isinstance(packed, bytes)
+    return packed
+
+
+def unpack(packed: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and card of safetensors bytes.
+
+    Raises:
+        FileFormatError: the bytes are not what `pack` makes.
+    """
+    try:
+        tensors = load(packed)
+        header = json.loads(packed[8 : 8 + int.from_bytes(packed[:8], "little")])
+        card = json.loads(header["__metadata__"]["card"])
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise FileFormatError(f"the weights are no safetensors file of this program ({error})") from error
+    return tensors, card
+
+
+def ensemble_to_bytes(ensemble: Ensemble) -> bytes:
+    """An ensemble as safetensors bytes."""
+    references, calibration = ensemble.references, ensemble.calibration
+    tensors = {f"{_NETWORK}{name}": tensor for name, tensor in ensemble.network.state_dict().items()}
+    tensors |= references_to_tensors(references)
+    tensors |= {
+        "calibration.floor": torch.from_numpy(calibration.floor),
+        "calibration.factor": torch.from_numpy(calibration.factor),
+    }
+    card = {
+        "format": FORMAT,
+        "architecture": asdict(ensemble.network.architecture),
+        "properties": ensemble.properties,
+        "references": references_to_card(references),
+    }
+    return pack(tensors, card)
+
+
+def ensemble_from_bytes(packed: bytes) -> Ensemble:
+    """The ensemble of safetensors bytes.
+
+    Raises:
+        FileFormatError: the bytes hold no ensemble of this version.
+    """
+    tensors, card = unpack(packed)
+    if card.get("format") != FORMAT:
+        raise FileFormatError(f"the weights are of format {card.get('format')!r}; this version reads {FORMAT!r}")
+    network = SparseDefectNetwork(Architecture(**card["architecture"]))
+    network.load_state_dict(
+        {name.removeprefix(_NETWORK): tensor for name, tensor in tensors.items() if name.startswith(_NETWORK)}
+    )
+    calibration = Calibration(tensors["calibration.floor"].numpy(), tensors["calibration.factor"].numpy())
+    references = references_from(card["references"], tensors)
+    return Ensemble(network.eval(), references, calibration, tuple(card["properties"]))
+
+
+def references_to_tensors(references: References) -> dict[str, Tensor]:
+    """The arrays of references."""
+    return {f"references.{name}": torch.from_numpy(np.asarray(getattr(references, name))) for name in _ARRAYS}
+
+
+def references_to_card(references: References) -> dict[str, Any]:
+    """The names of references."""
+    return {"hosts": references.hosts, "codes": references.codes, "outputs": references.outputs}
+
+
+def references_from(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> References:
+    """References of their card and arrays."""
+    return References(
+        tuple(card["hosts"]),
+        tuple(card["codes"]),
+        tuple(card["outputs"]),
+        *(tensors[f"references.{name}"].numpy() for name in _ARRAYS),
+    )
