@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,11 +32,12 @@ from screening.pipeline.hosts import load_supercell
 if TYPE_CHECKING:
     from screening.learning.dataset import LabelledRows
     from screening.learning.ensemble import Ensemble
-    from screening.learning.training import Progress
+    from screening.learning.training import Progress, TrainingSettings
 
 CHECKPOINT_S = 20.0
 VALIDATION_SHARE = 0.15
 SMALLEST_TRAINING_SET = 10
+PROGRESS_S = 1.0
 
 _logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class TrainingProgress:
 
     Attributes:
         state: waiting, running, finished or failed.
-        latest: of the last epoch that was reported: `member`, `n_members`, `epoch`, `max_epochs`, `train_loss`,
+        latest: of the last epoch that was reported: `n_members`, `epoch`, `max_epochs`, `train_loss`,
             `validation_mae` by property, `elapsed_s`; empty before the first.
         error: why it failed, or why the last attempt did.
     """
@@ -137,27 +138,23 @@ def train_unit(engine: Engine, model_id: int, owner: str, *, device: str) -> Non
     """Train a model that `owner` holds, resuming from its checkpoint; transactions of its own.
 
     Raises:
+        InputError: there is no such training setting, or the rows cannot be learnt.
         LeaseLostError: another worker took the training over.
     """
     from screening.learning.artifacts import ensemble_from_bytes, ensemble_to_bytes
-    from screening.learning.training import TrainingSettings, train_ensemble
+    from screening.learning.training import train_ensemble
 
-    with session_scope(engine) as session:
-        model = session.get_one(tables.TrainedModel, model_id)
-        rows, datasets = _training_rows(session, model)
-        settings = TrainingSettings(**{"device": device, **model.settings})
-        seed, checkpoint = model.seed, model.checkpoint
-        parent = session.get(tables.TrainedModel, model.parent_id) if model.parent_id else None
-        start_from = ensemble_from_bytes(parent.weights) if parent is not None and parent.weights else None
     with lease_kept(engine, tables.TrainedModel, model_id, owner) as lost:
-        started = time.monotonic()
+        with session_scope(engine) as session:
+            model = session.get_one(tables.TrainedModel, model_id)
+            rows, datasets = _training_rows(session, model)
+            settings = _training_settings(model, device)
+            seed, checkpoint = model.seed, model.checkpoint
+            parent = session.get(tables.TrainedModel, model.parent_id) if model.parent_id else None
+            start_from = ensemble_from_bytes(parent.weights) if parent is not None and parent.weights else None
+        writer = _ProgressWriter(engine, model_id, owner, lost.is_set)
         ensemble = train_ensemble(
-            rows,
-            settings,
-            seed=seed,
-            on_progress=_ProgressWriter(engine, model_id, owner, lost.is_set),
-            resume_from=checkpoint,
-            start_from=start_from,
+            rows, settings, seed=seed, on_progress=writer, resume_from=checkpoint, start_from=start_from
         )
         with session_scope(engine) as session:
             _store_metrics(session, model_id, ensemble, rows, datasets)
@@ -168,12 +165,12 @@ def train_unit(engine: Engine, model_id: int, owner: str, *, device: str) -> Non
                 owner,
                 weights=ensemble_to_bytes(ensemble),
                 checkpoint=None,
-                training_time_s=time.monotonic() - started,
+                training_time_s=writer.elapsed_s,
             )
 
 
 class _ProgressWriter:
-    """Writes progress into the model's row once a second and a checkpoint every `CHECKPOINT_S` seconds."""
+    """Writes progress into the model's row every `PROGRESS_S` seconds and a checkpoint every `CHECKPOINT_S` seconds."""
 
     def __init__(self, engine: Engine, model_id: int, owner: str, is_lost: Callable[[], bool]) -> None:
         self._engine = engine
@@ -182,17 +179,18 @@ class _ProgressWriter:
         self._is_lost = is_lost
         self._last_progress = 0.0
         self._last_checkpoint = time.monotonic()
+        self.elapsed_s = 0.0  # training time of all attempts
 
     def __call__(self, progress: Progress, make_checkpoint: Callable[[], bytes]) -> None:
         if self._is_lost():
             raise LeaseLostError(f"the training of model {self._model_id} was taken over by another worker")
+        self.elapsed_s = progress.elapsed_s
         now = time.monotonic()
-        if now - self._last_progress < 1.0:
+        if now - self._last_progress < PROGRESS_S:
             return
         self._last_progress = now
         values: dict[str, Any] = {
             "progress": {
-                "member": progress.member,
                 "n_members": progress.n_members,
                 "epoch": progress.epoch,
                 "max_epochs": progress.max_epochs,
@@ -210,6 +208,15 @@ class _ProgressWriter:
                 record(session, tables.TrainedModel, self._model_id, self._owner, **values)
         except (OperationalError, ServiceError) as error:  # the server restarts; hours of training need not end with it
             _logger.warning("the progress of model %d is not written: %s", self._model_id, error)
+
+
+def _training_settings(model: tables.TrainedModel, device: str) -> TrainingSettings:
+    from screening.learning.training import TrainingSettings
+
+    known = {field.name for field in fields(TrainingSettings)}
+    if unknown := sorted(set(model.settings) - known):
+        raise InputError(f"no training setting is called {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+    return TrainingSettings(**{"device": device, **model.settings})
 
 
 def _json_number(value: float) -> float | None:
