@@ -50,6 +50,14 @@ def temporary_home() -> Iterator[Path]:
         shutil.rmtree(home)
 
 
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """An empty home directory of one test; what runs in it at the end is stopped."""
+    with temporary_home() as found:
+        yield found
+        down(Settings(home=found, database_url=None, redis_url=None))
+
+
 @pytest.fixture(scope="session")
 def services() -> Iterator[Settings]:
     """PostgreSQL and Valkey in a home of their own, migrated; stopped and removed at the end."""

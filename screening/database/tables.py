@@ -89,6 +89,7 @@ def _lease_rules(table_name: str) -> tuple[CheckConstraint | Index, ...]:
         CheckConstraint("state IN ('waiting', 'running', 'finished', 'failed')", name="state"),
         CheckConstraint("(state = 'running') = (lease_owner IS NOT NULL AND lease_until IS NOT NULL)", name="lease"),
         CheckConstraint("state <> 'failed' OR error IS NOT NULL", name="failed_has_error"),
+        CheckConstraint("attempts >= 0", name="attempts"),
         Index(
             f"ix_{table_name}_open", "id", postgresql_where=text("state IN ('waiting', 'running')")
         ),  # claims walk this index
@@ -123,6 +124,7 @@ class Supercell(Table):
     __table_args__ = (
         UniqueConstraint("host_id", "matrix"),
         CheckConstraint("cardinality(matrix) = 9", name="matrix"),
+        CheckConstraint("n_sites > 0 AND n_operations > 0", name="sizes"),
         {"comment": "supercells whose sites are numbered"},
     )
 
@@ -184,7 +186,10 @@ class ChemicalPotential(Table):
     """Energy per atom of an element in its reference, at one level of theory."""
 
     __tablename__ = "chemical_potentials"
-    __table_args__ = ({"comment": "references of formation energies"},)
+    __table_args__ = (
+        CheckConstraint("abs(energy) < 'Infinity'", name="energy_is_finite"),
+        {"comment": "references of formation energies"},
+    )
 
     level_id: Mapped[int] = mapped_column(ForeignKey("levels_of_theory.id"), primary_key=True)
     element: Mapped[str] = mapped_column(primary_key=True)
@@ -257,6 +262,7 @@ class Chunk(Leased, Table):
     __table_args__ = (
         UniqueConstraint("search_space_id", "number"),
         CheckConstraint("(state = 'finished') = (n_candidates IS NOT NULL)", name="finished_is_counted"),
+        CheckConstraint("cardinality(prefix_sites) = cardinality(prefix_defect_types)", name="prefix"),
         *_lease_rules("chunks"),
         {"comment": "parts of search spaces: all configurations that begin with a prefix"},
     )
@@ -276,7 +282,8 @@ class Candidate(Table):
     __tablename__ = "candidates"
     __table_args__ = (
         UniqueConstraint("search_space_id", "sites", "defect_types"),
-        CheckConstraint("cardinality(sites) = cardinality(defect_types)", name="defects"),
+        CheckConstraint("cardinality(sites) > 0 AND cardinality(defect_types) = cardinality(sites)", name="defects"),
+        CheckConstraint("multiplicity > 0", name="multiplicity"),
         Index("ix_candidates_chunk_id", "chunk_id"),
         Index("ix_candidates_search_space_id_composition_id", "search_space_id", "composition_id"),
         {"comment": "enumerated canonical configurations"},
@@ -359,6 +366,13 @@ def _std(name: str) -> Mapped[float | None]:
     return mapped_column(REAL, comment=f"standard deviation of the predicted {PROPERTY_COMMENTS[name]}")
 
 
+def _is_distribution(name: str) -> CheckConstraint:
+    """Mean and standard deviation are both there, or both absent; NaN is larger than everything in PostgreSQL."""
+    mean, std = f"{name}_mean", f"{name}_std"
+    condition = f"num_nulls({mean}, {std}) <> 1 AND abs({mean}) < 'Infinity' AND {std} >= 0 AND {std} < 'Infinity'"
+    return CheckConstraint(condition, name=name)
+
+
 class Prediction(Table):
     """Mean and standard deviation of every property of a candidate, by one model; never overwritten."""
 
@@ -366,6 +380,7 @@ class Prediction(Table):
     __table_args__ = (
         Index("ix_predictions_model_id_homo_lumo_gap_min", "model_id", "homo_lumo_gap_min_mean"),
         Index("ix_predictions_model_id_energy", "model_id", "formation_energy_per_site_mean"),
+        *(_is_distribution(name) for name in PROPERTY_COMMENTS),
         {"comment": "predictions, append-only per model"},
     )
 
@@ -409,7 +424,10 @@ class RankingRow(Table):
     """One row of a ranking."""
 
     __tablename__ = "ranking_rows"
-    __table_args__ = ({"comment": "candidates of a ranking in their order"},)
+    __table_args__ = (
+        CheckConstraint("probability BETWEEN 0 AND 1", name="probability"),
+        {"comment": "candidates of a ranking in their order"},
+    )
 
     ranking_id: Mapped[int] = mapped_column(ForeignKey("rankings.id", ondelete="CASCADE"), primary_key=True)
     rank: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
@@ -437,7 +455,6 @@ class Calculation(Leased, Table):
     __tablename__ = "calculations"
     __table_args__ = (
         UniqueConstraint("configuration_id", "level_id"),
-        CheckConstraint("attempts >= 0", name="attempts"),
         CheckConstraint("state IN ('proposed', 'waiting', 'running', 'finished', 'failed')", name="state"),
         *_lease_rules("calculations")[1:],
         {"comment": "calculations; proposed ones wait for a person, waiting ones for a worker"},
@@ -457,7 +474,10 @@ class CalculationResult(Table):
     __table_args__ = (
         UniqueConstraint("dataset", "row_name"),
         CheckConstraint("split IN ('train', 'validation')", name="split"),
-        CheckConstraint("energy = energy AND abs(energy) < 'Infinity'", name="energy_is_finite"),
+        CheckConstraint("abs(energy) < 'Infinity'", name="energy_is_finite"),
+        CheckConstraint(
+            " AND ".join(f"abs({name}) < 'Infinity'" for name in PROPERTY_COMMENTS), name="properties_are_finite"
+        ),
         {"comment": "results of finished calculations"},
     )
 

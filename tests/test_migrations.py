@@ -1,0 +1,174 @@
+"""The migrations on a real PostgreSQL: up, down, by command, by two processes, and equal to the tables."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import alembic.command
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Engine, inspect, text
+from sqlalchemy.exc import ProgrammingError
+
+from screening.database.session import check_schema, make_engine, migrate, migration_config, session_scope
+from screening.database.tables import Table
+from screening.errors import SchemaError, ServiceError
+
+ROOT = Path(__file__).parent.parent
+_NUMBERS = count(1)
+_CATALOGUES = {
+    "columns": """
+        SELECT attrelid::regclass::text, attname, format_type(atttypid, atttypmod), attnotnull, attidentity,
+            attgenerated, pg_get_expr(adbin, adrelid), col_description(attrelid, attnum)
+        FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
+            LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+        WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace AND attnum > 0 ORDER BY 1, 2""",
+    "constraints": """
+        SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint
+        WHERE connamespace = 'public'::regnamespace ORDER BY 1, 2""",
+    "indexes": "SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1, 2",
+    "comments": """
+        SELECT oid::regclass::text, obj_description(oid) FROM pg_class
+        WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace ORDER BY 1""",
+}
+
+
+@pytest.fixture
+def empty_engine(migrated_template: Engine) -> Iterator[Engine]:
+    """A database without tables."""
+    name = f"empty_{next(_NUMBERS)}"
+    with migrated_template.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    engine = make_engine(migrated_template.url.set(database=name).render_as_string(hide_password=False))
+    yield engine
+    engine.dispose()
+    with migrated_template.connect() as connection:
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+def catalogue(engine: Engine, name: str) -> list[tuple[object, ...]]:
+    with engine.connect() as connection:
+        rows = connection.execute(text(_CATALOGUES[name])).all()
+    return [tuple(row) for row in rows if "alembic_version" not in str(row[0])]
+
+
+def downgrade(engine: Engine) -> None:
+    config = migration_config()
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        alembic.command.downgrade(config, "base")
+
+
+def alembic_command(engine: Engine, *arguments: str) -> subprocess.CompletedProcess[str]:
+    url = engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    return subprocess.run(
+        [sys.executable, "-m", "alembic", *arguments], cwd=ROOT, env={**os.environ, "SCREENING_DATABASE_URL": url},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_an_empty_database_gets_every_table(empty_engine: Engine) -> None:
+    migrate(empty_engine)
+    found = set(inspect(empty_engine).get_table_names())
+    assert found == {*Table.metadata.tables, "alembic_version"}
+
+
+def test_migrating_twice_changes_nothing(empty_engine: Engine) -> None:
+    migrate(empty_engine)
+    before = catalogue(empty_engine, "columns")
+    migrate(empty_engine)
+    assert catalogue(empty_engine, "columns") == before
+
+
+def test_down_leaves_nothing_and_up_again_gives_the_same_schema(empty_engine: Engine) -> None:
+    migrate(empty_engine)
+    before = {name: catalogue(empty_engine, name) for name in _CATALOGUES}
+    downgrade(empty_engine)
+    assert inspect(empty_engine).get_table_names() == ["alembic_version"]
+    migrate(empty_engine)
+    assert {name: catalogue(empty_engine, name) for name in _CATALOGUES} == before
+
+
+def test_alembic_sees_no_difference_between_migrations_and_tables(engine: Engine) -> None:
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        assert compare_metadata(context, Table.metadata) == []
+
+
+@pytest.mark.parametrize("name", _CATALOGUES)
+def test_migrations_and_tables_give_the_same_catalogue(engine: Engine, empty_engine: Engine, name: str) -> None:
+    # checks, generated columns and index conditions, at which alembic does not look
+    Table.metadata.create_all(empty_engine)
+    found = catalogue(engine, name)
+    assert found == catalogue(empty_engine, name)
+    assert len(found) >= len(Table.metadata.tables)
+
+
+def test_every_table_and_every_column_of_the_science_says_what_it_holds() -> None:
+    silent = [table.name for table in Table.metadata.tables.values() if not table.comment]
+    assert silent == []
+    floats = [
+        f"{table.name}.{column.name}"
+        for table in Table.metadata.tables.values()
+        for column in table.columns
+        if column.type.python_type is float and not column.comment
+    ]
+    assert floats == []
+
+
+def test_the_command_alembic_upgrades_the_database_of_the_environment(empty_engine: Engine) -> None:
+    finished = alembic_command(empty_engine, "upgrade", "head")
+    assert finished.returncode == 0, finished.stderr
+    check_schema(empty_engine)
+    assert alembic_command(empty_engine, "check").returncode == 0
+
+
+def test_the_command_alembic_without_an_address_says_what_to_set() -> None:
+    finished = subprocess.run(
+        [sys.executable, "-m", "alembic", "upgrade", "head"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert finished.returncode != 0
+    assert "SCREENING_DATABASE_URL" in finished.stderr
+
+
+def test_two_processes_that_migrate_at_once_both_succeed(empty_engine: Engine) -> None:
+    url = empty_engine.url.render_as_string(hide_password=False)
+    program = "import sys; from screening.database.session import *; migrate(make_engine(sys.argv[1]))"
+    both = [subprocess.Popen([sys.executable, "-c", program, url], stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in both:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    check_schema(empty_engine)
+
+
+def test_a_migration_that_fails_leaves_the_database_as_it_was(empty_engine: Engine) -> None:
+    with empty_engine.begin() as connection:
+        connection.execute(text("CREATE TABLE rounds (id integer)"))  # stands in the way of migration 0001
+    with pytest.raises(ProgrammingError, match="rounds"):
+        migrate(empty_engine)
+    assert inspect(empty_engine).get_table_names() == ["rounds"]
+
+
+def test_a_database_that_is_not_migrated_is_refused(empty_engine: Engine) -> None:
+    with pytest.raises(SchemaError, match=r"at migration none, this version of screening needs \d+.*screening up"):
+        check_schema(empty_engine)
+
+
+def test_a_database_of_another_version_is_refused(clean_engine: Engine) -> None:
+    with session_scope(clean_engine) as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(SchemaError, match="at migration 9999"):
+        check_schema(clean_engine)
+
+
+def test_a_server_that_is_not_there_is_a_service_error_without_the_password() -> None:
+    absent = make_engine("postgresql+psycopg://someone:secret@127.0.0.1:9/nothing")
+    with pytest.raises(ServiceError, match="does not answer") as caught:
+        check_schema(absent)
+    assert "secret" not in str(caught.value)
