@@ -246,14 +246,14 @@ def _codes_by_site(space: SearchSpace) -> NDArray[np.int64]:
     return table
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True)
 def _open(path_sites, path_columns, depth, n_columns):  # type: ignore[no-untyped-def]
     """Stand just before the first point that may follow at this depth."""
     path_sites[depth] = path_sites[depth - 1] if depth > 0 else -1
     path_columns[depth] = n_columns
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True)
 def _next_point(path_sites, path_columns, depth, site_codes):  # type: ignore[no-untyped-def]
     """Move to the next allowed point at this depth; False when there is none."""
     n_sites, n_columns = site_codes.shape
@@ -268,7 +268,7 @@ def _next_point(path_sites, path_columns, depth, site_codes):  # type: ignore[no
             return False
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True)
 def _counts_allow(path_codes, length, codes, limits, sign):  # type: ignore[no-untyped-def]
     """Whether the number of each code stays below (sign 1) or reaches (sign -1) its limit."""
     for t in range(len(codes)):
@@ -281,7 +281,7 @@ def _counts_allow(path_codes, length, codes, limits, sign):  # type: ignore[no-u
     return True
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True)
 def _fill(  # type: ignore[no-untyped-def]
     out_sites, out_codes, out_multiplicity, path_sites, path_columns, depth, n_prefix,
     site_codes, codes, min_counts, max_counts, permutations, to_representative, representatives,
@@ -319,7 +319,7 @@ def _fill(  # type: ignore[no-untyped-def]
     return n_rows, depth
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True)
 def _image(sites, codes, length, permutation, image_sites, image_codes):  # type: ignore[no-untyped-def]
     """Image of a sequence under a permutation, sorted by site (insertion sort: sequences are short)."""
     for i in range(length):
@@ -333,7 +333,7 @@ def _image(sites, codes, length, permutation, image_sites, image_codes):  # type
         image_codes[j] = code
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True)
 def _compare(a_sites, a_codes, b_sites, b_codes, length):  # type: ignore[no-untyped-def]
     """-1, 0 or 1 as sequence a is lexicographically smaller than, equal to or larger than b."""
     for i in range(length):
@@ -344,7 +344,7 @@ def _compare(a_sites, a_codes, b_sites, b_codes, length):  # type: ignore[no-unt
     return 0
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True)
 def _count_same(  # type: ignore[no-untyped-def]
     sites, codes, length, image_sites, image_codes, permutations, to_representative, representatives
 ):
@@ -372,7 +372,7 @@ def _count_same(  # type: ignore[no-untyped-def]
     return same
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True)
 def _smallest_image(sites, codes, permutations, to_representative, representatives):  # type: ignore[no-untyped-def]
     """Smallest image of a sequence, and how many operations give it."""
     length = len(sites)

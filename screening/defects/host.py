@@ -137,7 +137,7 @@ class Supercell:
         axes = [range(low, high + 1) for low, high in zip(corners.min(0), corners.max(0), strict=True)]
         grid = np.array(list(itertools.product(*axes)), np.int64)
         inside = self.wrap_cells(grid)
-        return grid[(inside == grid).all(axis=1)]
+        return np.asarray(grid[(inside == grid).all(axis=1)], np.int64)
 
     def wrap_cells(self, cells: NDArray[np.int64]) -> NDArray[np.int64]:
         """Bring integer translations (..., 3) into the supercell, in exact integer arithmetic."""

@@ -48,9 +48,9 @@ def lattice_maps(source: NDArray[np.float64], target: NDArray[np.float64]) -> li
     found = np.sqrt(np.einsum("vi,ij,vj->v", vectors, metric, vectors))
     shells = [vectors[np.abs(found - length) <= MAX_STRAIN * length] for length in lengths]
     slack = 3 * MAX_STRAIN * np.outer(lengths, lengths)  # a bound; the strain below decides
-    rows = [(vector,) for vector in shells[0]]
+    rows: list[tuple[NDArray[np.int64], ...]] = [(vector,) for vector in shells[0]]
     for k, shell in enumerate(shells[1:], start=1):
-        grown = []
+        grown: list[tuple[NDArray[np.int64], ...]] = []
         products = shell @ metric
         for chosen in rows:
             fits = np.ones(len(shell), bool)

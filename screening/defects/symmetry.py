@@ -92,7 +92,7 @@ def unit_cell_operations(host: Host) -> tuple[NDArray[np.int64], NDArray[np.floa
     """
     numbers = [atomic_number(symbol) for symbol in host.species]
     try:
-        found = spglib.get_symmetry((host.lattice, host.positions, numbers), symprec=SYMPREC)
+        found = spglib.get_symmetry((host.lattice.tolist(), host.positions.tolist(), numbers), symprec=SYMPREC)
     except spglib.SpglibError as error:
         raise InputError(f"host {host.name}: spglib finds no symmetry ({error}); check its positions") from error
     if found is None:
