@@ -37,7 +37,7 @@ def run_design_query(session: Session, query: DesignQuery, *, model_name: str | 
     """Rank the candidates of the largest search space that the model has scored completely.
 
     Raises:
-        InputError: the model or the search space is not there, or the model lacks a property of the query.
+        InputError: the model is not there, lacks a property of the query, or has not scored what it asks for.
     """
     supercell_id = queries.supercell_id_of(session, query.host, query.supercell)
     model = choose_model(session, supercell_id, model_name)
@@ -53,6 +53,7 @@ def run_design_query(session: Session, query: DesignQuery, *, model_name: str | 
             f"model {model.name} has scored no search space of host {query.host}; "
             f"run `screening score --host {query.host}` first"
         )
+    _check_size(session, query, model.name, search_space_id)
     statement = compile_query(query, model_id=model.id, search_space_id=search_space_id)
     names = dict(session.execute(select(tables.DefectType.id, tables.DefectType.name)).all())
     rows = []
@@ -90,16 +91,27 @@ def store_ranking(session: Session, query: DesignQuery, table: RankedTable) -> i
 
 
 def choose_model(session: Session, supercell_id: int, name: str | None) -> tables.TrainedModel:
-    """The model of this name, or the newest finished one that scored a search space of the supercell."""
+    """The model of this name, or the newest one that has scored a search space of the supercell completely.
+
+    Raises:
+        UnknownNameError: there is no model.
+        InputError: the model is not finished.
+    """
     if name is not None:
         return queries.model_by_name(session, name)
-    newest = session.scalar(
-        select(tables.TrainedModel)
-        .join(tables.ScoringChunk, tables.ScoringChunk.model_id == tables.TrainedModel.id)
-        .join(tables.Chunk, tables.Chunk.id == tables.ScoringChunk.chunk_id)
-        .join(tables.SearchSpace, tables.SearchSpace.id == tables.Chunk.search_space_id)
-        .where(tables.SearchSpace.supercell_id == supercell_id, tables.TrainedModel.state == "finished")
-        .order_by(tables.TrainedModel.id.desc())
-        .limit(1)
-    )
-    return newest if newest is not None else queries.model_by_name(session, None)
+    newest_first = select(tables.TrainedModel).where(tables.TrainedModel.state == "finished")
+    for model in session.scalars(newest_first.order_by(tables.TrainedModel.id.desc())):
+        if queries.scored_search_space(session, model.id, supercell_id) is not None:
+            return model
+    return queries.model_by_name(session, None)
+
+
+def _check_size(session: Session, query: DesignQuery, model_name: str, search_space_id: int) -> None:
+    """Make sure that all configurations that are asked for were scored."""
+    largest = session.get_one(tables.SearchSpace, search_space_id).max_defects
+    if query.max_defects is not None and query.max_defects > largest:
+        raise InputError(
+            f"model {model_name} has scored up to {largest} defects of host {query.host}, the query asks for up to "
+            f"{query.max_defects}; run `screening enumerate` and `screening score` with "
+            f"--max-defects {query.max_defects} first"
+        )
