@@ -24,6 +24,7 @@ from screening.defects.defect_types import DefectType, atomic_number
 from screening.defects.host import Host, Supercell
 from screening.errors import InputError
 
+spglib.error.OLD_ERROR_HANDLING = False  # SpglibError instead of None and a warning; the only way in spglib 3
 SYMPREC = 1e-2  # angstrom; tighter tolerances lose operations of relaxed unit cells given to 4 digits
 
 
@@ -70,6 +71,9 @@ class Symmetry:
 
         Two pairs have one class exactly when an operation maps one onto the other; the classes are ordered
         by their first pair. Pairs of a site with itself have classes as well.
+
+        Raises:
+            InputError: more classes than an int16 can number.
         """
         n_sites = self.permutations.shape[1]
         wide = self.permutations.astype(np.int64)
@@ -81,11 +85,19 @@ class Symmetry:
                 operation = wide[self.to_representative[site, 0]]
                 label[site] = representative * n_sites + nearest[operation]
         unordered = np.minimum(label, label.T)
-        return np.asarray(np.unique(unordered, return_inverse=True)[1].reshape(label.shape), np.int16)
+        classes = np.unique(unordered, return_inverse=True)[1].reshape(label.shape)
+        if classes.max() > np.iinfo(np.int16).max:
+            raise InputError(
+                f"the supercell has {classes.max() + 1} symmetry-distinct pairs of sites; expected at most "
+                f"{np.iinfo(np.int16).max + 1}: choose a smaller supercell or a more symmetric host"
+            )
+        return np.asarray(classes, np.int16)
 
 
 def unit_cell_operations(host: Host) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Rotations (n, 3, 3) and translations (n, 3) of the host's unit cell, in fractional coordinates.
+
+    None of a layer's turns its third axis into another one, even if its cell happens to be as high as it is wide.
 
     Raises:
         InputError: spglib finds no symmetry (two atoms in one place, say).
@@ -97,7 +109,11 @@ def unit_cell_operations(host: Host) -> tuple[NDArray[np.int64], NDArray[np.floa
         raise InputError(f"host {host.name}: spglib finds no symmetry ({error}); check its positions") from error
     if found is None:
         raise InputError(f"host {host.name}: spglib finds no symmetry; check its lattice and positions")
-    return found["rotations"].astype(np.int64), found["translations"]
+    rotations, translations = found["rotations"].astype(np.int64), found["translations"]
+    if host.is_layer:
+        kept = np.abs(rotations[:, 2, 2]) == 1
+        rotations, translations = rotations[kept], translations[kept]
+    return rotations, translations
 
 
 def find_symmetry(supercell: Supercell) -> Symmetry:
