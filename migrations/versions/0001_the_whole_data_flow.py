@@ -367,6 +367,9 @@ def upgrade() -> None:
         sa.Column("prefix_defect_types", sa.ARRAY(sa.SmallInteger()), nullable=False),
         sa.Column("n_candidates", sa.BigInteger(), nullable=True),
         sa.Column(
+            "peak_memory_mb", sa.Double(), nullable=True, comment="largest resident size of the worker so far, MB"
+        ),
+        sa.Column(
             "state", sa.Text(), server_default="waiting", nullable=False, comment="waiting, running, finished or failed"
         ),
         sa.Column(

@@ -158,7 +158,8 @@ def finish(session: Session, table: Unit, unit_id: int, owner: str, **values: An
         LeaseLostError: another worker holds it by now; the caller's transaction must not be committed.
     """
     values |= {"state": "finished", "lease_owner": None, "lease_until": None, "error": None}
-    if not _held(session, table, unit_id, owner, finished_at=func.now(), **values):
+    # not now(), which is the begin of the transaction and so of the work
+    if not _held(session, table, unit_id, owner, finished_at=func.clock_timestamp(), **values):
         raise LeaseLostError(f"{table.__tablename__} {unit_id} is no longer held by {owner}")
 
 

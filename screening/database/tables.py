@@ -274,6 +274,7 @@ class Chunk(Leased, Table):
     prefix_sites: Mapped[list[int]]
     prefix_defect_types: Mapped[list[int]]
     n_candidates: Mapped[int | None] = mapped_column(BigInteger)
+    peak_memory_mb: Mapped[float | None] = mapped_column(comment="largest resident size of the worker so far, MB")
 
 
 class Candidate(Table):

@@ -7,6 +7,8 @@ compositions, chunks) is written when it is added, by one caller however many th
 
 from __future__ import annotations
 
+import resource
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,14 +35,14 @@ class UnitProgress:
     """How far the chunks of a search space are.
 
     Attributes:
-        n_rows: candidates or predictions stored by the finished ones.
+        stored_rows: candidates or predictions of the finished ones.
         first_error: of the first failed one.
     """
 
     total: int
     done: int
     failed: int
-    n_rows: int
+    stored_rows: int
     first_error: str | None
 
     @property
@@ -118,7 +120,9 @@ def enumerate_unit(engine: Engine, chunk_id: int, owner: str) -> None:
         n_candidates = 0
         for block in enumerate_chunk(space, stored.symmetry, Chunk(row.n_defects, prefix)):
             n_candidates += _store_candidates(session, row, block)
-        finish(session, tables.Chunk, chunk_id, owner, n_candidates=n_candidates)
+        finish(
+            session, tables.Chunk, chunk_id, owner, n_candidates=n_candidates, peak_memory_mb=_peak_memory_mb()
+        )  # fmt: skip
         _check_space(session, row.search_space_id)
 
 
@@ -168,6 +172,30 @@ def progress(session: Session, search_space_id: int, *, model_id: int | None = N
     ).one()
     first_error = session.scalar(select(unit.error).where(*belongs, unit.state == "failed").order_by(unit.id).limit(1))
     return UnitProgress(total, done, failed, int(stored_rows or 0), first_error)
+
+
+def enumeration_figures(session: Session, search_space_id: int) -> dict[str, Any]:
+    """What an enumeration has stored, and how fast.
+
+    `candidates` and `expected`; `seconds` from the start of the first chunk to the end of the last one that is
+    finished, `per_second`, and `peak_memory_mb` of the largest worker; these are 0 before a chunk is finished.
+    """
+    chunk = tables.Chunk
+    row = session.execute(
+        select(
+            func.coalesce(func.sum(chunk.n_candidates), 0).label("candidates"),
+            func.extract("epoch", func.max(chunk.finished_at) - func.min(chunk.started_at)).label("seconds"),
+            func.max(chunk.peak_memory_mb).label("peak_memory_mb"),
+        ).where(chunk.search_space_id == search_space_id, chunk.state == "finished")
+    ).one()
+    candidates, seconds = int(row.candidates), float(row.seconds or 0.0)
+    return {
+        "candidates": candidates,
+        "expected": session.get_one(tables.SearchSpace, search_space_id).expected,
+        "seconds": round(seconds, 3),
+        "per_second": round(candidates / seconds, 1) if seconds else 0.0,
+        "peak_memory_mb": round(row.peak_memory_mb or 0.0, 1),
+    }
 
 
 def retry_failed(session: Session, search_space_id: int, *, model_id: int | None = None) -> int:
@@ -267,6 +295,11 @@ def _read_candidates(
     sites = np.array([row.sites for row in rows], np.int16).reshape(-1, n_defects)
     codes = np.array([row.defect_types for row in rows], np.int16).reshape(-1, n_defects)
     return ids, sites, codes
+
+
+def _peak_memory_mb() -> float:
+    """Largest resident size of this process so far, MB; the system counts kB, on macOS bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
 
 
 def _check_space(session: Session, search_space_id: int) -> None:

@@ -1,6 +1,7 @@
 import json
 import math
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,7 @@ def test_stored_candidates_stand_for_every_configuration_once(clean_engine: Engi
         progress = searches.progress(session, space_id)
         assert progress.is_over
         assert (progress.done, progress.failed) == (2, 0)
-        assert progress.n_rows == queries.count_candidates(session, space_id)
+        assert progress.stored_rows == queries.count_candidates(session, space_id)
 
 
 def test_candidates_carry_their_composition(clean_engine: Engine) -> None:
@@ -191,6 +192,22 @@ def test_candidates_carry_their_composition(clean_engine: Engine) -> None:
         "v_S+v_Mo": 15,
     }
     assert sum(found.values()) == 4 + 159
+
+
+def test_figures_of_an_enumeration_come_from_its_chunks(clean_engine: Engine) -> None:
+    space_id = add_to(clean_engine, "4x4", 2)
+    with session_scope(clean_engine) as session:
+        nothing = searches.enumeration_figures(session, space_id)
+    assert (nothing["candidates"], nothing["seconds"], nothing["per_second"]) == (0, 0.0, 0.0)
+    started = time.monotonic()
+    enumerate_all(clean_engine)
+    elapsed = time.monotonic() - started
+    with session_scope(clean_engine) as session:
+        found = searches.enumeration_figures(session, space_id)
+        assert found["candidates"] == found["expected"] == queries.count_candidates(session, space_id)
+    assert 0 < found["seconds"] <= elapsed
+    assert found["per_second"] == pytest.approx(found["candidates"] / found["seconds"], rel=0.05)
+    assert 20 < found["peak_memory_mb"] < 20_000  # python with numpy, and less than the machine has
 
 
 def test_the_last_two_chunks_at_once_do_not_block_each_other(clean_engine: Engine) -> None:
@@ -231,7 +248,7 @@ def test_a_count_that_is_not_burnsides_ends_the_last_chunk(clean_engine: Engine)
     with pytest.raises(CountMismatchError, match="Burnside"):
         searches.enumerate_unit(clean_engine, second, "here:1:a")
     with session_scope(clean_engine) as session:
-        assert searches.progress(session, space_id).n_rows == 4
+        assert searches.progress(session, space_id).stored_rows == 4
         assert queries.count_candidates(session, space_id) == 4  # nothing of the last chunk is kept
 
 
