@@ -26,6 +26,7 @@ from screening.services.state import free_port, log_tail, port_is_free, write_st
 
 _PORTS_TRIED = 3  # somebody may take a free port before the server does
 _ORPHANS_S = 10.0
+_UNFINISHED = "initdb-unfinished-"
 _CONFIGURATION = """
 listen_addresses = '127.0.0.1'
 unix_socket_directories = ''
@@ -109,29 +110,27 @@ def _initialise(home: Path, state: Mapping[str, Any], data: Path) -> None:
             f"{data} holds files but no PostgreSQL cluster; move it away and run `screening up`, "
             "or set SCREENING_HOME to another directory"
         )
-    user = unprivileged_account()
-    unfinished = data.with_name(f"{data.name}.unfinished")
-    password_file = data.with_name(f"{data.name}.password")
-    for leftover in (unfinished, password_file):
-        if leftover.is_dir():
-            shutil.rmtree(leftover)
-        leftover.unlink(missing_ok=True)
-    unfinished.mkdir(parents=True, mode=0o700)
+    for leftover in data.parent.glob(f"{_UNFINISHED}*"):
+        shutil.rmtree(leftover, ignore_errors=True)  # an initdb whose caller was killed may still write there
+    staging = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=data.parent))
+    password_file, cluster = staging / "password", staging / "cluster"
+    cluster.mkdir(mode=0o700)
     password_file.touch(mode=0o600)
     password_file.write_text(state["postgres_password"] + "\n")
+    user = unprivileged_account()
     if user is not None:
-        for path in (unfinished, password_file):
+        for path in (staging, password_file, cluster):
             os.chown(path, user.uid, user.gid)
     try:
         run_tool(
-            home, unfinished, "initdb", "-D", str(unfinished), "-U", "screening", "--pwfile", str(password_file),
+            home, cluster, "initdb", "-D", str(cluster), "-U", "screening", "--pwfile", str(password_file),
             "--auth", "scram-sha-256", "--locale", "C", "--encoding", "UTF8", "--data-checksums",
         )  # fmt: skip
+        with (cluster / "postgresql.conf").open("a") as configuration:
+            configuration.write(_CONFIGURATION)
+        cluster.replace(data)
     finally:
-        password_file.unlink()
-    with (unfinished / "postgresql.conf").open("a") as configuration:
-        configuration.write(_CONFIGURATION)
-    unfinished.replace(data)
+        shutil.rmtree(staging)
 
 
 def _start_server(home: Path, state: dict[str, Any], data: Path) -> None:
