@@ -8,6 +8,7 @@ are relaxed and functionals differ by a per cent.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,6 +78,26 @@ def hermite_normal_form(matrix: NDArray[np.int64]) -> NDArray[np.int64]:
         form[column] *= np.sign(form[column, column])
         form[:column] -= np.outer(form[:column, column] // form[column, column], form[column])
     return form
+
+
+def reduced_basis(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The Minkowski-reduced basis of a lattice of two or three vectors, rows, angstrom.
+
+    No vector gets shorter by adding or subtracting others; then a vector whose coefficients are rounded to at most
+    a half has its shortest image at most one lattice vector away along each.
+    """
+    basis = vectors.copy()
+    steps = [step for step in itertools.product((-1, 0, 1), repeat=len(basis)) if np.count_nonzero(step) > 1]
+    shortened = True
+    while shortened:
+        shortened = False
+        for step in steps:
+            candidate = step @ basis
+            longest = max(np.flatnonzero(step), key=lambda i: basis[i] @ basis[i])
+            if candidate @ candidate < basis[longest] @ basis[longest] * (1 - 1e-9):
+                basis[longest] = candidate
+                shortened = True
+    return basis
 
 
 def plane_frame(lattice: NDArray[np.float64], axis: int = 2) -> NDArray[np.float64]:

@@ -308,9 +308,8 @@ def _supercell_rotations(supercell: Supercell) -> list[NDArray[np.int64]]:
     matrix = supercell.matrix
     kept = []
     for rotation in unit_cell_operations(supercell.host)[0]:
-        mixes = supercell.host.is_layer and (rotation[2, :2].any() or rotation[:2, 2].any())
         image = matrix @ rotation.T @ np.linalg.inv(matrix)
-        if not mixes and np.allclose(image, np.rint(image), atol=1e-6):
+        if np.allclose(image, np.rint(image), atol=1e-6):
             kept.append(np.rint(image).astype(np.int64))
     return kept
 
