@@ -125,3 +125,21 @@ def parse_defect_types(names: str | Iterable[str]) -> tuple[DefectType, ...]:
     if len(set(types)) < len(types):
         raise InputError(f"a defect type is named twice in {','.join(listed)}; name each once")
     return tuple(sorted(types, key=lambda defect_type: defect_type.code))
+
+
+def parse_composition(text: str) -> dict[DefectType, int]:
+    """Read `v_S:2,Se_S:1`: how often each defect type occurs.
+
+    Raises:
+        InputError: it cannot be read, or names a type twice.
+    """
+    composition: dict[DefectType, int] = {}
+    for part in text.split(","):
+        name, separator, count = part.strip().partition(":")
+        if not separator or not count.strip().isdigit():
+            raise InputError(f"{part!r} in the composition {text!r} cannot be read; write v_S:2,Se_S:1")
+        defect_type = DefectType.parse(name)
+        if defect_type in composition:
+            raise InputError(f"the composition {text!r} names {name} twice; name each type once")
+        composition[defect_type] = int(count)
+    return composition

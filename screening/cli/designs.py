@@ -1,0 +1,253 @@
+"""Design queries and what follows from them: design, next, calculate, results add."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from screening.cli.options import AsJson, HostName, LevelName, MaxDefects, ModelName, SomeSupercell, Wait
+from screening.cli.output import Tick, note, print_json, print_table, wait_for
+from screening.cli.project import Project
+from screening.errors import InputError
+
+if TYPE_CHECKING:
+    from screening.database.design_query import DesignQuery
+
+Gap = Annotated[str | None, typer.Option("--gap", help="Window on homo_lumo_gap_min in eV: 1.0:1.2, 1.0: or :1.2.")]
+Windows = Annotated[
+    list[str] | None,
+    typer.Option("--window", help="Window on any property: formation_energy_per_site=:3.0; may be repeated."),
+]
+Sort = Annotated[str, typer.Option("--sort", help="Property to rank by, or `probability`.")]
+Highest = Annotated[bool, typer.Option("--highest", help="Rank the highest first, not the lowest.")]
+Confidence = Annotated[
+    float, typer.Option("--confidence", help="Smallest probability that every window holds, 0 to 1.")
+]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command()(design)
+    app.command("next")(next_)
+    app.command()(calculate)
+    results = typer.Typer(help="Results of calculations.", no_args_is_help=True)
+    results.command("add")(results_add)
+    app.add_typer(results, name="results")
+
+
+def design(
+    host: HostName,
+    supercell: SomeSupercell = None,
+    gap: Gap = None,
+    window: Windows = None,
+    max_defects: MaxDefects = None,
+    sort: Sort = "formation_energy_per_site",
+    highest: Highest = False,
+    confidence: Confidence = 0.5,
+    limit: Annotated[int, typer.Option("--limit", help="Rows at most.")] = 20,
+    model: ModelName = None,
+    save: Annotated[bool, typer.Option("--save", help="Keep the ranking as a snapshot.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Rank the scored candidates that have the properties you want."""
+    from screening.pipeline.designs import run_design_query, store_ranking
+
+    query = build_query(
+        host=host, supercell=supercell, gap=gap, window=window, max_defects=max_defects, sort=sort,
+        highest=highest, confidence=confidence, limit=limit,
+    )  # fmt: skip
+    ranking = None
+    with Project().transaction() as session:
+        table = run_design_query(session, query, model_name=model)
+        if save:
+            ranking = store_ranking(session, query, table)
+    if as_json:
+        print_json({"sql": table.sql, "model": table.model, "rows": table.rows, "ranking": ranking})
+        return
+    print_ranking(table.rows, query)
+    print(f"\n{len(table.rows)} rows by model {table.model}" + (f", kept as ranking {ranking}" if save else ""))
+
+
+def build_query(
+    *,
+    host: str,
+    supercell: str | None = None,
+    gap: str | None = None,
+    window: Sequence[str] | None = None,
+    **others: Any,
+) -> DesignQuery:
+    """The design query of a command's options.
+
+    Raises:
+        InputError: an option cannot be read.
+    """
+    from pydantic import ValidationError
+
+    from screening.database.design_query import DesignQuery, Window
+
+    windows = [Window.parse("homo_lumo_gap_min", gap)] if gap else []
+    for text in window or ():
+        name, separator, limits = text.partition("=")
+        if not separator:
+            raise InputError(f"--window {text!r} cannot be read; write property=low:high")
+        windows.append(Window.parse(name.strip(), limits))
+    others["direction"] = "highest" if others.pop("highest", False) else "lowest"
+    try:
+        return DesignQuery(host=host, supercell=supercell, windows=tuple(windows), **others)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (found {e['input']!r})" for e in error.errors())
+        raise InputError(f"the design query is not acceptable: {faults}") from error
+
+
+def print_ranking(rows: list[dict[str, Any]], query: DesignQuery) -> None:
+    """Print ranked rows with the properties that the query speaks of."""
+    sort = [query.sort] if query.sort != "probability" else []
+    shown = list(dict.fromkeys([*sort, *(window.property for window in query.windows), "homo_lumo_gap_min"]))
+    shown = [name for name in shown if not rows or f"{name}_mean" in rows[0]]
+    columns = ["rank", "candidate", "configuration", "sites", "probability", *shown, "calculated"]
+    table = []
+    for rank, row in enumerate(rows, start=1):
+        values = [f"{row[f'{name}_mean']:.3f} +- {row[f'{name}_std']:.3f}" for name in shown]
+        calculated = "yes" if row["calculated"] else ""
+        sites = " ".join(f"{d}@{s}" for d, s in zip(row["defects"], row["sites"], strict=True))
+        table.append(
+            [rank, row["candidate"], row["configuration"], sites, round(row["probability"], 3), *values, calculated]
+        )
+    print_table(columns, table)
+
+
+def next_(
+    host: HostName,
+    supercell: SomeSupercell = None,
+    gap: Gap = None,
+    window: Windows = None,
+    max_defects: MaxDefects = None,
+    sort: Sort = "formation_energy_per_site",
+    highest: Highest = False,
+    n: Annotated[int, typer.Option("--n", help="How many calculations to propose.")] = 5,
+    model: ModelName = None,
+    only_stored: Annotated[
+        bool, typer.Option("--only-stored", help="Only configurations that an import brought without results.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed, kept with the round.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Propose the next calculations for a design query, and store them as a round."""
+    query = build_query(
+        host=host, supercell=supercell, gap=gap, window=window, max_defects=max_defects, sort=sort, highest=highest
+    )
+    proposals = propose_stored(Project(), query, n=n, model_name=model, only_stored=only_stored, seed=seed)
+    if as_json:
+        print_json({"proposals": proposals})
+    else:
+        print_proposals(proposals)
+
+
+def propose_stored(
+    project: Project, query: DesignQuery, *, n: int, model_name: str | None, only_stored: bool = False, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Store a round of proposals; one row each."""
+    from dataclasses import asdict
+
+    from screening.pipeline.rounds import propose
+
+    with project.transaction() as session:
+        found = propose(session, query, n=n, model_name=model_name, only_stored=only_stored, seed=seed)
+        return [asdict(proposal) for proposal in found]
+
+
+def print_proposals(proposals: list[dict[str, Any]]) -> None:
+    """Print a round."""
+    columns = ["calculation_id", "candidate_id", "configuration", "sites", "reason"]
+    print_table(columns, [[proposal[column] for column in columns] for proposal in proposals])
+
+
+def calculate(
+    level: LevelName = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Calculations at most.")] = None,
+    wait: Wait = True,
+    as_json: AsJson = False,
+) -> None:
+    """Hand the proposed calculations to the workers, who run the built-in calculator on them (GFN1-xTB).
+
+    Exit code 1 if one of them failed; its reason is kept.
+    """
+    found = calculate_stored(Project(), level=level, limit=limit, wait=wait)
+    if as_json:
+        print_json({"calculations": found})
+    elif not found:
+        print("no calculation is proposed; `screening next` proposes some")
+    else:
+        print_calculations(found)
+    if wait and any(row["state"] == "failed" for row in found):
+        raise typer.Exit(1)
+
+
+def calculate_stored(
+    project: Project, *, level: str | None = None, limit: int | None = None, wait: bool = True
+) -> list[dict[str, Any]]:
+    """Release proposed calculations and wait for them; one row each."""
+    from screening.database.listings import calculation_rows
+    from screening.pipeline.rounds import release_calculations
+
+    with project.transaction() as session:
+        ids = release_calculations(session, level or builtin_level(), limit)
+    if not ids:
+        return []
+    project.announce("calculate")
+
+    def look() -> Tick:
+        with project.transaction() as session:
+            states = [row["state"] for row in calculation_rows(session, ids)]
+        done = sum(state in ("finished", "failed") for state in states)
+        return Tick(done, len(ids), "", started=any(s != "waiting" for s in states), over=done == len(ids))
+
+    if wait:
+        wait_for(look, label="calculate")
+    with project.transaction() as session:
+        return calculation_rows(session, ids)
+
+
+def builtin_level() -> str:
+    """Name of the level of theory of the built-in calculator."""
+    from screening.dft.xtb import level_of_theory
+
+    return level_of_theory().name
+
+
+def print_calculations(rows: list[dict[str, Any]]) -> None:
+    """Print calculations with their outcome."""
+    properties = ("formation_energy_per_site", "homo_lumo_gap_min")
+    columns = ["calculation", "configuration", "sites", "state", *properties, "error"]
+    print_table(columns, [[row.get(column) for column in columns] for row in rows])
+
+
+def results_add(
+    paths: Annotated[list[Path], typer.Argument(help="vasprun.xml(.gz), extxyz or CSV files, or folders of them.")],
+    level: Annotated[
+        str | None,
+        typer.Option("--level", help="Level of theory of extxyz and CSV files; VASP runs say it themselves."),
+    ] = None,
+    host: Annotated[str | None, typer.Option("--host", help="Host of the structures, where it is not clear.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take in finished calculations; a file that was taken in before changes nothing.
+
+    A file that cannot be taken in is named with its reason, the others are taken in, and the exit code is 1.
+    """
+    from dataclasses import asdict
+
+    from screening.pipeline.results import add_result_files
+
+    report = add_result_files(Project().engine, paths, level_name=level, host_name=host)
+    if as_json:
+        print_json(asdict(report))
+    else:
+        print(f"read {report.read}, new {report.new}, known {report.known}, refused {report.refused}")
+        for name, reason in report.refusals:
+            note(f"refused {name}: {reason}")
+    if report.refused:
+        raise typer.Exit(1)

@@ -1,0 +1,214 @@
+"""Models: train, predict, model list and show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from screening.cli.options import AsJson, LevelName, ModelName, Wait
+from screening.cli.output import Tick, note, print_json, print_table, progress_bar, wait_for
+from screening.cli.project import Project
+from screening.errors import ScreeningError
+
+if TYPE_CHECKING:
+    from screening.pipeline.models import TrainingRequest
+
+_MOST_REFUSALS_SHOWN = 20
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command()(train)
+    app.command()(predict)
+    model = typer.Typer(help="Trained models.", no_args_is_help=True)
+    model.command("list")(model_list)
+    model.command("show")(model_show)
+    app.add_typer(model, name="model")
+
+
+def train(
+    level: LevelName = None,
+    host: Annotated[
+        list[str] | None, typer.Option("--host", help="Only results of this host; may be repeated.")
+    ] = None,
+    dataset: Annotated[list[str] | None, typer.Option("--dataset", help="Only this data set; may be repeated.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="What to call the model.")] = None,
+    parent: Annotated[str | None, typer.Option("--from", help="Start from this finished model.")] = None,
+    members: Annotated[int | None, typer.Option(help="Networks of the ensemble; 4 if not given.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the training rows, at most; 300 if not given.")
+    ] = None,
+    max_minutes: Annotated[
+        float | None, typer.Option(help="Time after which the training comes to its end; no limit if not given.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights and order.")] = 0,
+    wait: Wait = True,
+    as_json: AsJson = False,
+) -> None:
+    """Train an ensemble on the results of one level of theory."""
+    from screening.pipeline.models import TrainingRequest
+
+    project = Project()
+    given = {"n_members": members, "epochs": epochs, "max_minutes": max_minutes}
+    request = TrainingRequest(
+        level=level or _only_level(project),
+        name=name,
+        hosts=tuple(host or ()),
+        datasets=tuple(dataset or ()),
+        parent=parent,
+        seed=seed,
+        settings={key: value for key, value in given.items() if value is not None},
+    )
+    found = train_stored(project, request, wait=wait)
+    if as_json:
+        print_json(found)
+    elif wait:
+        _print_model(found)
+    else:
+        print(f"queued: model {found['model']}; `screening model show {found['model']}` tells how far it is")
+
+
+def train_stored(project: Project, request: TrainingRequest, *, wait: bool = True) -> dict[str, Any]:
+    """Queue a training and wait for it.
+
+    Raises:
+        ScreeningError: it failed.
+    """
+    from screening.database import listings
+    from screening.pipeline import models
+
+    with project.transaction() as session:
+        model_id = models.submit_training(session, request)
+        name = models.progress(session, model_id).name
+    project.announce("train")
+    if wait:
+        wait_for(lambda: _look(project, model_id), label="train")
+        with project.transaction() as session:
+            found = models.progress(session, model_id)
+        if found.state == "failed":
+            raise ScreeningError(f"the training of model {found.name} failed: {found.error}")
+    with project.transaction() as session:
+        return listings.describe_model(session, name)
+
+
+def _look(project: Project, model_id: int) -> Tick:
+    from screening.pipeline import models
+
+    with project.transaction() as session:
+        found = models.progress(session, model_id)
+    latest = found.latest
+    errors = latest.get("validation_mae", {})
+    text = ", ".join(
+        f"{short} {1000 * errors[name]:.1f} meV"
+        for name, short in (("formation_energy_per_site", "energy"), ("homo_lumo_gap_min", "gap"))
+        if errors.get(name) is not None
+    )
+    return Tick(
+        latest.get("epoch", 0), latest.get("max_epochs", 0), text, started=found.state == "running", over=found.is_over
+    )
+
+
+def predict(
+    files: Annotated[
+        list[Path], typer.Argument(help="CIF, POSCAR, extxyz, pymatgen JSON, or a tar.gz or zip of CIFs.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="CSV file to write.")],
+    model: ModelName = None,
+    as_json: AsJson = False,
+) -> None:
+    """Predict the properties of defective supercells; one row per structure.
+
+    A structure that cannot be predicted is named with its reason, the others are written all the same, and the exit
+    code is 1.
+    """
+    from screening.pipeline.predictions import predict_files
+
+    project = Project()
+    with progress_bar("predict") as show:
+        report = predict_files(
+            project.engine, files, output, model_name=model, device=project.settings.device,
+            on_progress=lambda done: show(done, 0, f"{done} structures"),
+        )  # fmt: skip
+    if as_json:
+        refusals = [{"name": name, "reason": reason} for name, reason in report.refusals]
+        print_json(
+            {
+                "model": report.model,
+                "rows": report.rows,
+                "seconds": report.seconds,
+                "output": output,
+                "refused": refusals,
+            }
+        )
+    else:
+        print(f"{report.rows} rows by model {report.model} in {report.seconds:.1f} s: {output}")
+        for name, reason in report.refusals[:_MOST_REFUSALS_SHOWN]:
+            note(f"refused {name}: {reason}")
+        if len(report.refusals) > _MOST_REFUSALS_SHOWN:
+            note(f"and {len(report.refusals) - _MOST_REFUSALS_SHOWN} more; --json lists them all")
+    if report.refusals:
+        raise typer.Exit(1)
+
+
+def model_list(as_json: AsJson = False) -> None:
+    """List the trained models, and those that are being trained."""
+    from screening.database import listings
+
+    with Project().transaction() as session:
+        rows = listings.list_models(session)
+    if as_json:
+        print_json({"models": rows})
+        return
+    columns = ["model", "state", "level", "parent", "n_train", "n_validation", "training_time_s", "created_at"]
+    print_table(columns, [[_short(row[column]) for column in columns] for row in rows])
+
+
+def model_show(name: Annotated[str, typer.Argument(help="Name of the model.")], as_json: AsJson = False) -> None:
+    """Show a model: what it learnt from, its errors on validation rows, how far it is."""
+    from screening.database import listings
+
+    with Project().transaction() as session:
+        found = listings.describe_model(session, name)
+    if as_json:
+        print_json(found)
+    else:
+        _print_model(found)
+
+
+def _print_model(found: dict[str, Any]) -> None:
+    metrics = found["metrics"]
+    time = "" if found["training_time_s"] is None else f", trained in {found['training_time_s']:.0f} s"
+    print(
+        f"model {found['model']} ({found['state']}): {found['n_train']} rows to train on, "
+        f"{found['n_validation']} to validate on, level {found['level']}{time}"
+    )
+    if found["error"]:
+        print(f"error: {found['error']}")
+    rows = [[m["dataset"], m["property"], m["n_rows"], 1e3 * m["mae"], 1e3 * m["rmse"]] for m in metrics]
+    rounded = [[*row[:3], round(row[3], 2), round(row[4], 2)] for row in rows]
+    print_table(["validation rows of", "property", "rows", "MAE (1e-3)", "RMSE (1e-3)"], rounded)
+
+
+def _short(value: Any) -> Any:
+    return value.strftime("%Y-%m-%d %H:%M") if hasattr(value, "strftime") else value
+
+
+def _only_level(project: Project) -> str:
+    """The level of theory with results, if there is just one.
+
+    Raises:
+        InputError: there are none or several.
+    """
+    from screening.database import listings
+    from screening.errors import InputError
+
+    with project.transaction() as session:
+        names = listings.levels_with_results(session)
+    if len(names) != 1:
+        raise InputError(
+            f"there are results of {', '.join(map(repr, names)) or 'no level of theory'}; "
+            + ("choose one with --level" if names else "take some in with `screening import` first")
+        )
+    return names[0]

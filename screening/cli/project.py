@@ -1,0 +1,124 @@
+"""What a command works with: the settings of this machine, the database and the broker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from screening.errors import ServiceError, UnknownNameError
+from screening.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+    from sqlalchemy.orm import Session
+
+    from screening.defects.enumeration import SearchSpace
+    from screening.defects.host import Host
+    from screening.pipeline.dispatch import Kind
+    from screening.pipeline.hosts import StoredSupercell
+    from screening.services import Addresses
+
+
+class Project:
+    """The services of this machine's settings."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = settings or load_settings()
+
+    @cached_property
+    def addresses(self) -> Addresses:
+        """Where the services are."""
+        from screening.services import addresses
+
+        return addresses(self.settings)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """An engine on a database whose schema is at the newest migration."""
+        from screening.database.session import check_schema, make_engine
+
+        engine = make_engine(self.addresses.database_url)
+        check_schema(engine)
+        return engine
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """One transaction, committed at the end of the block."""
+        from screening.database.session import session_scope
+
+        with session_scope(self.engine) as session:
+            yield session
+
+    def announce(self, *kinds: Kind) -> None:
+        """Tell the workers of committed work; a broker that is away costs seconds, not work."""
+        from screening.cli.output import note
+        from screening.pipeline.dispatch import announce
+
+        try:
+            announce(self.addresses.redis_url, *kinds)
+        except ServiceError as error:
+            note(f"screening: {error}")
+
+
+def find_host(project: Project, name: str) -> Host:
+    """The host that the database knows by this name, else the catalogue's; needs no database for those.
+
+    Raises:
+        UnknownNameError: neither knows it.
+    """
+    from screening.database import queries
+    from screening.defects.catalogue import catalogue_host
+    from screening.pipeline.hosts import host_of
+
+    try:
+        with project.transaction() as session:
+            row = queries.find_host(session, name) or queries.find_host(session, _canonical(name))
+            if row is not None:
+                return host_of(row)
+    except ServiceError as error:
+        try:
+            return catalogue_host(name)
+        except UnknownNameError as unknown:
+            raise UnknownNameError(f"{unknown}; the database was not asked: {error}") from error
+    return catalogue_host(name)
+
+
+def stored_supercell(project: Project, session: Session, host: str, supercell: str) -> StoredSupercell:
+    """A supercell of a host in the database; hosts of the catalogue and new supercells are added."""
+    from screening.defects.host import Supercell
+    from screening.pipeline.hosts import add_supercell
+
+    return add_supercell(session, Supercell.parse(find_host(project, host), supercell))
+
+
+def _canonical(name: str) -> str:
+    """The catalogue's spelling of a name, where it has one."""
+    from screening.defects.catalogue import catalogue_host
+
+    try:
+        return catalogue_host(name).name
+    except UnknownNameError:
+        return name
+
+
+def search_space(
+    host: Host, supercell: str, types: str, *, max_defects: int, min_defects: int = 1, composition: str | None = None
+) -> SearchSpace:
+    """The search space of a command's options.
+
+    Raises:
+        InputError: an option cannot be read, or does not fit the host.
+    """
+    from screening.defects.defect_types import parse_composition, parse_defect_types
+    from screening.defects.enumeration import SearchSpace
+    from screening.defects.host import Supercell
+
+    return SearchSpace(
+        Supercell.parse(host, supercell),
+        parse_defect_types(types),
+        max_defects,
+        min_defects=min_defects,
+        composition=parse_composition(composition) if composition else None,
+    )

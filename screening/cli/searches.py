@@ -1,0 +1,257 @@
+"""Search spaces: count, enumerate, score."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from screening.cli.options import (
+    AsJson,
+    CompositionText,
+    HostName,
+    MaxDefects,
+    MinDefects,
+    ModelName,
+    SupercellText,
+    Types,
+    Wait,
+)
+from screening.cli.output import Tick, print_json, print_table, progress_bar, wait_for
+from screening.cli.project import Project, find_host, search_space
+from screening.errors import InputError, ScreeningError
+
+if TYPE_CHECKING:
+    from screening.defects.enumeration import SearchSpace
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command()(count)
+    app.command("enumerate")(enumerate_)
+    app.command()(score)
+
+
+def count(
+    host: HostName,
+    supercell: SupercellText,
+    types: Types,
+    max_defects: MaxDefects = None,
+    min_defects: MinDefects = 1,
+    composition: CompositionText = None,
+    as_json: AsJson = False,
+) -> None:
+    """Count the symmetry-distinct configurations of a search space, exactly, without enumerating them."""
+    from screening.pipeline.searches import count_table
+
+    space = read_space(Project(), host, supercell, types, max_defects, min_defects, composition)
+    counted = count_table(space, find_symmetry_of(space))
+    if as_json:
+        print_json(counted)
+        return
+    rows = [[label, n] for label, n in counted["by_composition"].items()]
+    print_table(["composition", "configurations"], rows)
+    print()
+    rows = [[int(n), number] for n, number in counted["by_defects"].items()]
+    print_table(["defects", "configurations"], [*rows, ["all", counted["total"]]])
+
+
+def enumerate_(
+    host: HostName,
+    supercell: SupercellText,
+    types: Types,
+    max_defects: MaxDefects = None,
+    min_defects: MinDefects = 1,
+    composition: CompositionText = None,
+    store: Annotated[bool, typer.Option("--store/--no-store", help="Store the candidates, or only enumerate.")] = True,
+    wait: Wait = True,
+    as_json: AsJson = False,
+) -> None:
+    """Enumerate every symmetry-distinct configuration of a search space and store it as a candidate."""
+    project = Project()
+    space = read_space(project, host, supercell, types, max_defects, min_defects, composition)
+    found = enumerate_stored(project, space, wait=wait) if store else _enumerate_here(space)
+    if as_json:
+        print_json(found)
+    elif found["candidates"] < found["expected"]:
+        print(f"queued: {found['expected']} candidates in search space {found['search_space']}")
+    else:
+        print(
+            f"{found['candidates']} candidates, as many as Burnside's lemma counts, in {found['seconds']:.2f} s "
+            f"({found['per_second']:,.0f}/s, {found['peak_memory_mb']:.0f} MB)"
+        )
+
+
+def score(
+    host: HostName,
+    supercell: SupercellText,
+    types: Types,
+    max_defects: MaxDefects = None,
+    min_defects: MinDefects = 1,
+    composition: CompositionText = None,
+    model: ModelName = None,
+    wait: Wait = True,
+    as_json: AsJson = False,
+) -> None:
+    """Score every candidate of an enumerated search space by a trained model."""
+    project = Project()
+    space = read_space(project, host, supercell, types, max_defects, min_defects, composition)
+    found = score_stored(project, space, model, wait=wait)
+    if as_json:
+        print_json(found)
+    else:
+        print(
+            f"model {found['model']}: {found['predictions']} of {found['expected']} candidates scored "
+            f"in {found['seconds']:.1f} s"
+        )
+
+
+def read_space(
+    project: Project,
+    host: str,
+    supercell: str,
+    types: str,
+    max_defects: int | None,
+    min_defects: int = 1,
+    composition: str | None = None,
+) -> SearchSpace:
+    """The search space of the options that count, enumerate and score share."""
+    from screening.defects.defect_types import parse_composition
+
+    if max_defects is None:
+        if composition is None:
+            raise InputError("the search space has no end; give --max-defects, or --composition")
+        max_defects = sum(parse_composition(composition).values())
+    return search_space(
+        find_host(project, host),
+        supercell,
+        types,
+        max_defects=max_defects,
+        min_defects=min_defects,
+        composition=composition,
+    )
+
+
+def find_symmetry_of(space: SearchSpace) -> Any:
+    """The symmetry of a search space's supercell."""
+    from screening.defects.symmetry import find_symmetry
+
+    return find_symmetry(space.supercell)
+
+
+def enumerate_stored(project: Project, space: SearchSpace, *, wait: bool = True) -> dict[str, Any]:
+    """Queue an enumeration, or what is left of it, and wait for the workers.
+
+    Raises:
+        ScreeningError: a chunk failed.
+    """
+    from screening.pipeline import searches
+    from screening.pipeline.hosts import add_supercell
+
+    with project.transaction() as session:
+        identifier = searches.add_search_space(session, add_supercell(session, space.supercell), space)
+        searches.retry_failed(session, identifier)
+    project.announce("enumerate")
+    if wait:
+        tick = wait_for(lambda: _look(project, identifier), label="enumerate")
+        _raise_failed(project, identifier)
+        assert tick.done == tick.total
+    with project.transaction() as session:
+        return {"search_space": identifier, **searches.enumeration_figures(session, identifier)}
+
+
+def score_stored(project: Project, space: SearchSpace, model_name: str | None, *, wait: bool = True) -> dict[str, Any]:
+    """Queue the scoring of a search space, or what is left of it, and wait for the workers.
+
+    Raises:
+        ScreeningError: a chunk failed.
+    """
+    from screening.database.listings import newest_model
+    from screening.database.queries import model_by_name
+    from screening.pipeline import searches
+    from screening.pipeline.hosts import add_supercell
+
+    started = time.monotonic()
+    with project.transaction() as session:
+        stored = add_supercell(session, space.supercell)
+        model = model_by_name(session, model_name or newest_model(session, stored.id))
+        model_id, name = model.id, model.name
+        identifier = searches.add_search_space(session, stored, space)
+        searches.add_scoring(session, model_id, identifier)
+        searches.retry_failed(session, identifier, model_id=model_id)
+    project.announce("score")
+    if wait:
+        wait_for(lambda: _look(project, identifier, model_id), label="score")
+        _raise_failed(project, identifier, model_id)
+    with project.transaction() as session:
+        done = searches.progress(session, identifier, model_id=model_id)
+        expected = searches.enumeration_figures(session, identifier)["expected"]
+    return {
+        "model": name,
+        "search_space": identifier,
+        "predictions": done.stored_rows,
+        "expected": expected,
+        "seconds": round(time.monotonic() - started, 3),
+    }
+
+
+def _look(project: Project, search_space_id: int, model_id: int | None = None) -> Tick:
+    from screening.pipeline import searches
+
+    with project.transaction() as session:
+        found = searches.progress(session, search_space_id, model_id=model_id)
+    over = found.done + found.failed == found.total
+    return Tick(found.done, found.total, f"{found.stored_rows:,} rows", started=found.done > 0, over=over)
+
+
+def _raise_failed(project: Project, search_space_id: int, model_id: int | None = None) -> None:
+    from screening.pipeline import searches
+
+    with project.transaction() as session:
+        found = searches.progress(session, search_space_id, model_id=model_id)
+    if found.failed:
+        raise ScreeningError(
+            f"{found.failed} of {found.total} chunks failed, the first with: {found.first_error}; what is done stays, "
+            "and the same command tries the failed ones again"
+        )
+
+
+def _enumerate_here(space: SearchSpace) -> dict[str, Any]:
+    """Enumerate in this process and keep nothing."""
+    from screening.defects.enumeration import check_count, enumerate_chunk, plan_chunks
+
+    symmetry = find_symmetry_of(space)
+    expected = sum(space.counts(symmetry).values())
+    _compile(space, symmetry)
+    started = time.perf_counter()
+    found = 0
+    with progress_bar("enumerate") as show:
+        for chunk in plan_chunks(space, symmetry):
+            for block in enumerate_chunk(space, symmetry, chunk):
+                found += len(block)
+            show(found, expected, "")
+    seconds = time.perf_counter() - started
+    check_count(found, expected)
+    return {
+        "candidates": found,
+        "expected": expected,
+        "seconds": round(seconds, 4),
+        "per_second": round(found / seconds, 1),
+        "peak_memory_mb": peak_memory_mb(),
+    }
+
+
+def _compile(space: SearchSpace, symmetry: Any) -> None:
+    """Let numba compile the walk, or load it from its cache, before the clock starts."""
+    from screening.defects.defect_types import Configuration
+    from screening.defects.enumeration import Chunk, enumerate_chunk
+
+    next(iter(enumerate_chunk(space, symmetry, Chunk(space.sizes[0], Configuration((), ())), block_rows=1)), None)
+
+
+def peak_memory_mb() -> float:
+    """Largest resident size of this process so far, MB."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 2**20), 1)

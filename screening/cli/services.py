@@ -1,0 +1,133 @@
+"""Services: up, down, status, doctor."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from screening.cli.options import AsJson
+from screening.cli.output import note, print_json, print_table
+from screening.cli.project import Project
+from screening.errors import InputError, ServiceError
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command()(up)
+    app.command()(down)
+    app.command()(status)
+    app.command()(doctor)
+
+
+def up(
+    workers: Annotated[
+        str, typer.Option("--workers", help="Processes for each queue: cpu=1,gpu=1; `none` starts no workers.")
+    ] = "cpu=1,gpu=1",
+    as_json: AsJson = False,
+) -> None:
+    """Start PostgreSQL, Valkey, the workers and beat where they do not run, and migrate the database."""
+    start_services(Project(), workers)
+    status(as_json)
+
+
+def start_services(project: Project, workers: str) -> None:
+    """Bring everything up that is not."""
+    from screening import services
+    from screening.database.session import make_engine, migrate
+
+    counts = parse_workers(workers)
+    found = services.up(project.settings)
+    engine = make_engine(found.database_url)
+    migrate(engine)
+    engine.dispose()
+    if any(counts.values()):
+        services.start_workers(project.settings, cpu=counts["cpu"], gpu=counts["gpu"])
+
+
+def parse_workers(text: str) -> dict[str, int]:
+    """Read `cpu=1,gpu=1` or `none`.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    counts = {"cpu": 0, "gpu": 0}
+    if text == "none":
+        return counts
+    for part in text.split(","):
+        queue, _, number = part.strip().partition("=")
+        if queue not in counts or not number.isdigit():
+            raise InputError(f"--workers {text!r} cannot be read; write cpu=1,gpu=1, cpu=4 or none")
+        counts[queue] = int(number)
+    return counts
+
+
+def down(as_json: AsJson = False) -> None:
+    """Stop the workers, Valkey and PostgreSQL; what they were doing goes on after the next `screening up`."""
+    from screening import services
+
+    project = Project()
+    services.down(project.settings)
+    if as_json:
+        print_json({"home": project.settings.home, "running": False})
+    else:
+        print(f"stopped what ran for {project.settings.home}; its data stay there")
+
+
+def status(as_json: AsJson = False) -> None:
+    """Show the services, and the units of work by state."""
+    from screening import services
+
+    project = Project()
+    processes = services.status(project.settings)
+    work: list[dict[str, Any]] | None = None
+    try:
+        work = _work(project)
+    except ServiceError as error:
+        note(f"screening: {error}")
+    if as_json:
+        rows = [
+            {"name": p.name, "running": p.running, "pid": p.pid, "address": p.address, "log": p.log} for p in processes
+        ]
+        print_json({"home": project.settings.home, "services": rows, "work": work})
+        return
+    print(f"home {project.settings.home}")
+    rows_ = [[p.name, "running" if p.running else "stopped", p.pid, p.address, str(p.log)] for p in processes]
+    print_table(["service", "state", "pid", "address", "log"], rows_)
+    if work:
+        print()
+        print_table(["work", "waiting", "running", "finished", "failed"], [list(row.values()) for row in work])
+
+
+def _work(project: Project) -> list[dict[str, Any]]:
+    """Numbers of units of work by kind and state."""
+    from sqlalchemy import func, select
+
+    from screening.pipeline.dispatch import UNITS
+
+    rows = []
+    with project.transaction() as session:
+        for kind, table in UNITS.items():
+            counts: dict[str, int] = dict(
+                session.execute(select(table.state, func.count()).group_by(table.state)).tuples().all()
+            )
+            if counts:
+                states = ("waiting", "running", "finished", "failed")
+                rows.append({"kind": kind, **{state: counts.get(state, 0) for state in states}})
+    return rows
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Check what the platform needs on this machine: file system, disk, versions, ports, services, GPU."""
+    from screening.services.doctor import doctor as examine
+
+    checks = examine(Project().settings)
+    failed = [check.name for check in checks if check.ok is False]
+    if as_json:
+        rows = [{"name": c.name, "ok": c.ok, "found": c.found, "advice": c.advice} for c in checks]
+        print_json({"ok": not failed, "checks": rows})
+    else:
+        words = {True: "ok", False: "FAILED", None: "warning"}
+        print_table(["check", "", "found", "advice"], [[c.name, words[c.ok], c.found, c.advice] for c in checks])
+    if failed:
+        raise typer.Exit(1)

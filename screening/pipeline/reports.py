@@ -1,0 +1,117 @@
+"""Predictions beside the results that came later: the honest test of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sqlalchemy import and_, case, select
+from sqlalchemy.orm import Session
+
+from screening.database.tables import (
+    PROPERTY_COMMENTS,
+    Calculation,
+    CalculationResult,
+    Candidate,
+    Composition,
+    Configuration,
+    ModelTrainingResult,
+    Prediction,
+    Round,
+    SearchSpace,
+)
+
+_COLOURS = {"validation": "#9aa5b1", "proposed": "#c2410c"}
+_NAMES = {"validation": "validation rows", "proposed": "proposed, then calculated"}
+
+
+@dataclass(frozen=True)
+class ComparedRow:
+    """A property of a configuration: predicted by a model that did not know it, and calculated.
+
+    Attributes:
+        kind: a validation row of the model, or a calculation that its predictions proposed.
+        mean: predicted, eV or Bohr magneton, like `std` and `value`.
+    """
+
+    kind: Literal["validation", "proposed"]
+    configuration: str
+    property: str
+    mean: float
+    std: float
+    value: float
+
+
+def compared_rows(session: Session, model_id: int, properties: Sequence[str]) -> list[ComparedRow]:
+    """Predictions of a model beside results that it did not learn from, in the order of the results."""
+    is_proposed = and_(Round.model_id == model_id, Calculation.round_id.is_not(None))
+    statement = (
+        select(
+            case((is_proposed, "proposed"), else_="validation").label("kind"),
+            Composition.label.label("configuration"),
+            Prediction,
+            CalculationResult,
+        )
+        .select_from(CalculationResult)
+        .join(Calculation, Calculation.id == CalculationResult.calculation_id)
+        .join(Configuration, Configuration.id == Calculation.configuration_id)
+        .join(Composition, Composition.id == Configuration.composition_id)
+        .join(SearchSpace, SearchSpace.supercell_id == Configuration.supercell_id)
+        .join(
+            Candidate,
+            and_(
+                Candidate.search_space_id == SearchSpace.id,
+                Candidate.sites == Configuration.sites,
+                Candidate.defect_types == Configuration.defect_types,
+            ),
+        )
+        .join(Prediction, and_(Prediction.candidate_id == Candidate.id, Prediction.model_id == model_id))
+        .outerjoin(Round, Round.id == Calculation.round_id)
+        .outerjoin(
+            ModelTrainingResult,
+            and_(ModelTrainingResult.result_id == CalculationResult.id, ModelTrainingResult.model_id == model_id),
+        )
+        .where(is_proposed | (ModelTrainingResult.role == "validation"))
+        .distinct(CalculationResult.id)  # two search spaces may hold one configuration
+        .order_by(CalculationResult.id, SearchSpace.id)
+    )
+    rows = []
+    for kind, configuration, prediction, result in session.execute(statement):
+        for name in properties:
+            value = getattr(result, name)
+            mean, std = getattr(prediction, f"{name}_mean"), getattr(prediction, f"{name}_std")
+            if value is not None and mean is not None:
+                rows.append(ComparedRow(kind, configuration, name, mean, std, value))
+    return rows
+
+
+def plot_parity(rows: Sequence[ComparedRow], properties: Sequence[str], path: Path, *, title: str) -> None:
+    """Draw predicted against calculated values, a panel for each property; PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2 * len(properties), 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    for n, name in enumerate(properties, start=1):
+        axes = figure.add_subplot(1, len(properties), n)
+        of_property = [row for row in rows if row.property == name]
+        for kind, colour in _COLOURS.items():
+            some = [row for row in of_property if row.kind == kind]
+            if some:
+                mae = sum(abs(row.mean - row.value) for row in some) / len(some)
+                axes.errorbar(
+                    [row.value for row in some], [row.mean for row in some], yerr=[row.std for row in some],
+                    fmt="o", markersize=3 if kind == "validation" else 6, elinewidth=0.8, color=colour, alpha=0.8,
+                    label=f"{_NAMES[kind]}: {len(some)}, MAE {1000 * mae:.0f} meV",
+                    zorder=2 if kind == "validation" else 3,
+                )  # fmt: skip
+        ends = [value for row in of_property for value in (row.value, row.mean)] or [0.0, 1.0]
+        axes.plot([min(ends), max(ends)], [min(ends), max(ends)], color="black", linewidth=0.8, zorder=1)
+        axes.set_xlabel(f"calculated {PROPERTY_COMMENTS[name]}")
+        axes.set_ylabel("predicted, eV")
+        axes.legend(loc="upper left", frameon=False, fontsize=9)
+        axes.set_aspect("equal", adjustable="datalim")
+    figure.suptitle(title)
+    figure.savefig(path, dpi=140)
