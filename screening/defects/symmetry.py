@@ -78,7 +78,7 @@ class Symmetry:
         n_sites = self.permutations.shape[1]
         wide = self.permutations.astype(np.int64)
         label = np.empty((n_sites, n_sites), np.int64)
-        for representative in np.unique(self.representatives):
+        for representative in np.unique(self.representatives).tolist():
             stabilizer = wide[wide[:, representative] == representative]
             nearest = stabilizer.min(axis=0)
             for site in np.flatnonzero(self.representatives == representative):
