@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from threading import Thread
 from types import TracebackType
 
 import numpy as np
@@ -115,12 +117,17 @@ class MatchingPool:
         try:
             yield from self._match_elsewhere(cell, _batches(itertools.chain(first, remaining)))
         except BrokenProcessPool as error:
-            raise ServiceError("a process that matches structures died (out of memory?); run it again") from error
+            raise ServiceError(
+                "a process that matches structures died: out of memory, or called from a script that does not keep "
+                "its code below `if __name__ == '__main__'`"
+            ) from error
 
     def _match_elsewhere(self, cell: _Cell, batches: Iterable[tuple[tuple[str, str], ...]]) -> Iterator[Match]:
         """Keep the processes a few batches ahead of whoever takes the matches."""
         if self._executor is None:
-            self._executor = ProcessPoolExecutor(self._n_processes, mp_context=get_context("spawn"))
+            self._executor = ProcessPoolExecutor(
+                self._n_processes, mp_context=get_context("spawn"), initializer=_begin_process
+            )
         ahead: deque[Future[list[Match]]] = deque()
         for batch in batches:
             ahead.append(self._executor.submit(_match_batch, cell, batch))
@@ -128,6 +135,19 @@ class MatchingPool:
                 yield from ahead.popleft().result()
         for future in ahead:
             yield from future.result()
+
+
+def _begin_process() -> None:
+    """Leave ^C to the parent, which ends the pool, and end with a parent that is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, name="end with parent", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)  # the main thread may wait for a batch that never comes
 
 
 def _batches(texts: Iterator[tuple[str, str]]) -> Iterator[tuple[tuple[str, str], ...]]:

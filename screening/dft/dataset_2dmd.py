@@ -33,7 +33,7 @@ from screening.dft.archives import archive_members
 from screening.dft.csv_tables import number, number_of_file, read_table, rows_by
 from screening.dft.results import LevelOfTheory, formation_energy
 from screening.dft.structures import read_host
-from screening.errors import FileFormatError, InputError, UnknownNameError
+from screening.errors import FileFormatError, InputError, UnknownNameError, UnsafeArchiveError
 
 SUBSETS = (
     "low_density_defects/MoS2",
@@ -240,6 +240,13 @@ def read_subset(place: SubsetFolder) -> Subset:
         FileFormatError: a file is absent, cut short, or lacks a column; there is more than one host or cell.
         UnsafeArchiveError: the archive of structures has a path, a link or a size that is not allowed.
     """
+    try:
+        return _read_subset(place)
+    except (FileFormatError, UnsafeArchiveError) as error:
+        raise type(error)(f"subset {place.name}: {error}") from error
+
+
+def _read_subset(place: SubsetFolder) -> Subset:
     paths = {
         "defects": place.find("defects.csv.gz", "defects.csv"),
         "targets": place.find("targets.csv.gz", "targets.csv"),
@@ -285,6 +292,11 @@ def _find_subsets(root: Path, shown: str) -> list[SubsetFolder]:
         name = f"{absolute.parent.name}/{absolute.name}" if inside else absolute.name
         relative = folder.relative_to(root)
         places.append(SubsetFolder(name, folder, str(Path(shown) / relative)))
+    twice = [name for name, count in Counter(place.name for place in places).items() if count > 1]
+    if twice:
+        raise FileFormatError(
+            f"{shown} holds more than one subset called {twice[0]}; expected one: give its own folder"
+        )
     order = {name: i for i, name in enumerate(SUBSETS)}
     return sorted(places, key=lambda place: (order.get(place.name, len(SUBSETS)), place.name))
 

@@ -1,3 +1,9 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
 import pytest
 
 from screening.defects.catalogue import catalogue_host
@@ -11,6 +17,20 @@ TEXTS = [
     *((f"vacancy {site}", cif(((site, "v_S"),))) for site in range(16, 48)),
     *((f"tungsten {site}", cif(((site, "W_Mo"),))) for site in range(16)),
 ]
+
+ENDLESS_PARENT = """
+import itertools
+from screening.defects.catalogue import catalogue_host
+from screening.defects.host import Supercell
+from screening.dft.bulk_matching import MatchingPool
+from tests.synthetic_2dmd import cif
+
+if __name__ == "__main__":
+    supercell = Supercell.parse(catalogue_host("MoS2"), "4x4")
+    with MatchingPool(2) as pool:
+        for match in pool.match(itertools.repeat(("vacancy", cif(((16, "v_S"),)))), supercell):
+            print(match.name, flush=True)
+"""
 
 
 def match_all(pool: MatchingPool) -> list[Match]:
@@ -47,3 +67,17 @@ def test_what_does_not_match_comes_back_with_its_reason() -> None:
         matches = list(pool.match(texts, SUPERCELL))
     assert [match.configuration is None for match in matches] == [True, True, True, False]
     assert all(match.reason for match in matches[:3])
+
+
+def test_processes_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(ENDLESS_PARENT)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, env=environment, text=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "vacancy\n"
+        children = psutil.Process(parent.pid).children(recursive=True)
+        parent.kill()
+        _, alive = psutil.wait_procs(children, timeout=30)
+    assert len(children) >= 2
+    assert alive == []

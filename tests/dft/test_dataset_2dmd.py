@@ -118,10 +118,16 @@ def test_a_path_without_a_subset_is_refused(tmp_path: Path, name: str) -> None:
     "name",
     ["defects.csv.gz", "targets.csv.gz", "descriptors.csv", "elements.csv", "initial_structures.csv", "initial.tar.gz"],
 )
-def test_an_absent_file_is_named(folder: Path, name: str) -> None:
+def test_an_absent_file_is_named_with_its_subset(folder: Path, name: str) -> None:
     (folder / name).unlink()
-    with pytest.raises(FileFormatError, match=name):
+    with pytest.raises(FileFormatError, match=rf"subset low_density_defects/MoS2: .*{name}"):
         read(folder)
+
+
+def test_two_subsets_of_one_name_are_refused(folder: Path, tmp_path: Path) -> None:
+    write_subset(tmp_path / "copy" / "low_density_defects" / "MoS2")
+    with pytest.raises(FileFormatError, match="more than one subset called low_density_defects/MoS2"):
+        read(tmp_path)
 
 
 def test_both_spellings_of_the_cell_are_read(folder: Path) -> None:

@@ -548,7 +548,7 @@ def test_low_density_subsets_are_the_whole_enumeration_of_17_compositions(
             .where(tables.Host.name == host, tables.Composition.n_defects.between(1, 3))
             .group_by(tables.Composition.id)
         ).all()
-        names = dict(session.execute(select(tables.DefectType.id, tables.DefectType.name)).tuples().all())
+        names = dict(session.execute(select(tables.DefectType.id, tables.DefectType.name)).all())
     found = {
         frozenset(Counter({names[i]: n for i, n in zip(c.defect_types, c.counts, strict=True)}).items()): count
         for c, count in rows
