@@ -37,6 +37,7 @@ from screening.errors import ExtraAtomError, LatticeError, StructureError, TooMa
 LARGEST_DEFECT_FRACTION = 0.25
 
 _ORIGINS_TRIED = 6
+_CLOSE_VOTE = 0.8  # a distorted host nearly fits its own images; an origin with fewer votes is no rival
 _KNOWN_LATTICES = 256
 _SAME_STRAIN = 0.01  # supercells whose strains differ by less are told apart by their atoms
 
@@ -159,11 +160,13 @@ class Matcher:
             for origin in self._sites.find_origins(placement, numbers)
         ]  # fmt: skip
         ballots.sort(key=lambda ballot: -ballot[0].votes)
-        nowhere = Assignment(placements[0], np.full(len(numbers), -1), self.supercell.n_sites, 0.0)
-        assignments = [
-            self._sites.assign(placement, numbers, origin.shift) for origin, placement in ballots[:_ORIGINS_TRIED]
-        ]
-        return min(assignments, key=lambda found: found.rank, default=nowhere)
+        best = Assignment(placements[0], np.full(len(numbers), -1), self.supercell.n_sites, 0.0)
+        for origin, placement in ballots[:_ORIGINS_TRIED]:
+            settled = best.rank < (0, self.supercell.n_cells)
+            if settled and origin.votes < _CLOSE_VOTE * ballots[0][0].votes:
+                break
+            best = min(best, self._sites.assign(placement, numbers, origin.shift), key=lambda found: found.rank)
+        return best
 
     def _check(self, structure: Structure, found: Assignment) -> None:
         """Refuse an assignment that is no configuration of the host.

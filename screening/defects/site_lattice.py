@@ -4,12 +4,14 @@ Coordinates here are those of the host's unit cell: fractional along periodic ve
 in angstrom as the third, since its cell's height means nothing. The origin is found by votes: every atom votes for
 the translations, modulo the unit cell, that put it on a site of its own species; defects are outvoted. It is
 refined by the median of the displacements. Then atoms and the sites within `REACH` of them form a graph; where
-that leaves a choice, the least sum of squared distances decides (Hungarian method).
+that leaves a choice, the least sum of squared distances decides (Hungarian method), with a surcharge on a site of
+another species, so that a displaced atom is not taken for an antisite beside a vacancy.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +27,10 @@ _VOTE_BIN = 0.4  # angstrom
 _VOTE_RADIUS = 0.8  # angstrom; votes nearer than this are for one origin
 _STARTS = 8
 _ORIGINS = 4
-_NO_EDGE = 1e6  # angstrom squared; above any sum of squared distances
+_OTHER_SPECIES = (
+    0.7  # angstrom squared; beside a vacancy in h-BN (1.45 A) keeps atoms up to 0.97 A, antisites up to 0.48 A off
+)
+_NO_EDGE = 1e6  # angstrom squared; above any sum of costs
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,12 +65,20 @@ class Origin:
 
 @dataclass(frozen=True, eq=False)
 class _Edges:
-    """Pairs of an atom and a site within `REACH`: atom, site, displacement (n, 3) and its square."""
+    """Pairs of an atom and a site within `REACH`.
+
+    Attributes:
+        displacements: (n_edges, 3) float64, from the site to the atom, angstrom.
+    """
 
     atoms: NDArray[np.int64]
     sites: NDArray[np.int64]
     displacements: NDArray[np.float64]
-    squares: NDArray[np.float64]
+
+    @cached_property
+    def squares(self) -> NDArray[np.float64]:
+        """(n_edges,) float64: squared distances, angstrom squared."""
+        return np.asarray((self.displacements**2).sum(axis=1), np.float64)
 
     def __len__(self) -> int:
         return len(self.atoms)
@@ -142,7 +155,8 @@ class SiteLattice:
         """
         moved = self._refine(coordinates - shift)
         edges = self._edges(moved)
-        chosen = _least_squares(edges, len(numbers), self.supercell.n_sites)
+        costs = edges.squares + _OTHER_SPECIES * (self.atomic_numbers[edges.sites] != numbers[edges.atoms])
+        chosen = _cheapest(edges, costs, len(numbers), self.supercell.n_sites)
         sites = np.full(len(numbers), -1, np.int64)
         sites[edges.atoms[chosen]] = edges.sites[chosen]
         return Assignment(moved, sites, self.count_defects(sites, numbers), float(edges.squares[chosen].sum()))
@@ -209,7 +223,7 @@ class SiteLattice:
         squares = (vectors**2).sum(-1)
         picked = np.nonzero(squares <= REACH**2)
         sites = self._site_numbers(picked[1], cells[picked])
-        return _Edges(picked[0], sites, vectors[picked], squares[picked])
+        return _Edges(picked[0], sites, vectors[picked])
 
 
 def _cell_table(supercell: Supercell) -> tuple[NDArray[np.int64], int, tuple[NDArray[np.int64], ...]]:
@@ -247,15 +261,15 @@ def _fullest_bins(
     return [low + (index + 0.5) / n_bins * extent for index in centres]
 
 
-def _least_squares(edges: _Edges, n_atoms: int, n_sites: int) -> NDArray[np.int64]:
-    """Numbers of the edges of a least-squares assignment that leaves as few atoms as possible without a site."""
+def _cheapest(edges: _Edges, costs: NDArray[np.float64], n_atoms: int, n_sites: int) -> NDArray[np.int64]:
+    """Numbers of the edges of the cheapest assignment that leaves as few atoms as possible without a site."""
     alone = (np.bincount(edges.atoms, minlength=n_atoms)[edges.atoms] == 1) & (
         np.bincount(edges.sites, minlength=n_sites)[edges.sites] == 1
     )
     chosen = [np.flatnonzero(alone)]
     rest = np.flatnonzero(~alone)
     if len(rest):
-        chosen.extend(_hungarian(edges, members) for members in _components(edges, rest, n_atoms, n_sites))
+        chosen.extend(_hungarian(edges, costs, members) for members in _components(edges, rest, n_atoms, n_sites))
     return np.concatenate(chosen)
 
 
@@ -272,16 +286,16 @@ def _components(edges: _Edges, members: NDArray[np.int64], n_atoms: int, n_sites
     return np.split(members[order], np.flatnonzero(np.diff(label[order])) + 1)
 
 
-def _hungarian(edges: _Edges, members: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The edges of the optimal assignment within one connected part."""
+def _hungarian(edges: _Edges, costs: NDArray[np.float64], members: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The edges of the cheapest assignment within one connected part."""
     from scipy.optimize import linear_sum_assignment
 
     atoms, rows = np.unique(edges.atoms[members], return_inverse=True)
     sites, columns = np.unique(edges.sites[members], return_inverse=True)
     cost = np.full((len(atoms), len(sites)), _NO_EDGE)
     number = np.full(cost.shape, -1, np.int64)
-    far_first = np.argsort(-edges.squares[members])  # of two images of one site the nearer is written last
-    cost[rows[far_first], columns[far_first]] = edges.squares[members[far_first]]
+    far_first = np.argsort(-costs[members])  # of two images of one site the nearer is written last
+    cost[rows[far_first], columns[far_first]] = costs[members[far_first]]
     number[rows[far_first], columns[far_first]] = members[far_first]
     picked = number[linear_sum_assignment(cost)]
     return np.asarray(picked[picked >= 0], np.int64)
