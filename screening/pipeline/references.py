@@ -1,0 +1,123 @@
+"""Levels of theory and the references of formation energies: pristine energies and chemical potentials.
+
+A result may arrive before its references; its formation energy is then empty, and is filled in once they are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from screening.database import queries, tables
+from screening.defects.defect_types import Configuration, DefectType
+from screening.dft.results import CalculationResult, LevelOfTheory, formation_energy
+from screening.dft.vasp import agree, merge
+from screening.errors import InputError, LevelOfTheoryError
+
+_LEVELS_LOCK = 7_402_117  # key of the advisory lock under which a level of theory is recognised
+
+
+def add_level(session: Session, level: LevelOfTheory) -> int:
+    """Store a level of theory; its id. The same level again changes nothing.
+
+    Raises:
+        LevelOfTheoryError: its name stands for other settings already.
+    """
+    return queries.add_level(
+        session, name=level.name, code=level.code, functional=level.functional,
+        settings=level.settings, digest=level.digest,
+    )  # fmt: skip
+
+
+def join_vasp_level(session: Session, level: LevelOfTheory, name: str | None = None) -> int:
+    """The level of theory that a VASP run belongs to, by its settings; its id.
+
+    A run that agrees with a stored level in everything, and in the pseudopotentials and Hubbard U of the elements
+    that both have, belongs to it, and the level learns the run's further elements. Otherwise it is a new level.
+
+    Args:
+        name: of the level that the run must belong to, or be the first of.
+
+    Raises:
+        LevelOfTheoryError: the level of this name has other settings.
+    """
+    row = tables.LevelOfTheory
+    session.execute(select(func.pg_advisory_xact_lock(_LEVELS_LOCK)))
+    known = session.scalars(select(row).where(row.code == level.code).order_by(row.id)).all()
+    fitting = {
+        found: shared
+        for found in known
+        if found.functional == level.functional and (shared := agree(found.settings, level.settings)) is not None
+    }
+    if name is not None:
+        fitting = {found: shared for found, shared in fitting.items() if found.name == name}
+    if not fitting:
+        names = set(session.scalars(select(row.name)))
+        if name in names:
+            raise LevelOfTheoryError(
+                f"the level of theory {name!r} has other settings than this run ({level.name}, "
+                f"{dict(level.settings)}); leave --level out, or give a new name"
+            )
+        numbered = (f"{level.name} ({n})" for n in range(2, len(names) + 3))
+        free = name or next(new for new in (level.name, *numbered) if new not in names)
+        return add_level(session, LevelOfTheory(free, level.code, level.functional, level.settings))
+    best = max(fitting, key=lambda found: fitting[found])
+    merged = LevelOfTheory(best.name, best.code, best.functional, merge(best.settings, level.settings))
+    best.settings, best.digest = dict(merged.settings), merged.digest
+    session.flush()
+    return best.id
+
+
+def elements_of(configuration: Configuration) -> set[str]:
+    """The elements that a configuration removes and adds."""
+    types = [DefectType.from_code(code) for code in configuration.defect_types]
+    return {symbol for t in types for symbol in (t.removed, t.added) if symbol is not None}
+
+
+def derived_energies(
+    result: CalculationResult, *, pristine_energy: float | None, chemical_potentials: Mapping[str, float]
+) -> dict[str, float]:
+    """Formation energy of a result, in all and per site, eV; empty for the pristine supercell.
+
+    Raises:
+        InputError: a reference is missing.
+    """
+    n_defects = result.configuration.n_defects
+    if n_defects == 0:
+        return {}
+    if pristine_energy is None:
+        raise InputError("no energy of the pristine supercell at this level of theory; take a bulk run in")
+    energy = formation_energy(
+        result.configuration, result.energy, pristine_energy=pristine_energy, chemical_potentials=chemical_potentials
+    )
+    return {"formation_energy": energy, "formation_energy_per_site": energy / n_defects}
+
+
+def fill_formation_energies(session: Session, supercell_id: int, level_id: int) -> int:
+    """Derive the formation energies that were left empty for want of references; how many."""
+    row = tables.CalculationResult
+    pristine = queries.pristine_energy(session, supercell_id, level_id)
+    potentials = queries.chemical_potentials(session, level_id)
+    empty = session.execute(
+        select(row.id, row.energy, tables.Configuration.sites, tables.Configuration.defect_types)
+        .join(tables.Calculation, tables.Calculation.id == row.calculation_id)
+        .join(tables.Configuration, tables.Configuration.id == tables.Calculation.configuration_id)
+        .where(
+            tables.Configuration.supercell_id == supercell_id,
+            tables.Configuration.n_defects > 0,
+            tables.Calculation.level_id == level_id,
+            row.formation_energy.is_(None),
+        )
+    ).all()
+    filled = 0
+    for identifier, energy, sites, types in empty:
+        configuration = Configuration(tuple(sites), tuple(types))
+        if pristine is not None and elements_of(configuration) <= potentials.keys():
+            values = derived_energies(
+                CalculationResult(configuration, energy, {}), pristine_energy=pristine, chemical_potentials=potentials
+            )
+            session.execute(update(row).where(row.id == identifier).values(**values))
+            filled += 1
+    return filled

@@ -1,0 +1,260 @@
+"""Rows of finished calculations: one calculation and one result per configuration and level of theory.
+
+A result is never overwritten. It finishes a calculation that is proposed, waits or failed; one that a worker is
+running is left to the worker. The same result again, or a second calculation of a configuration, changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from screening.database import queries, tables
+from screening.defects.defect_types import Configuration
+from screening.defects.enumeration import canonical_form
+from screening.dft.results import PROPERTIES, CalculationResult
+from screening.errors import InputError
+from screening.pipeline.hosts import StoredSupercell, add_configurations
+from screening.pipeline.references import derived_energies
+
+_SAME_ENERGY = 1e-3  # eV; a repeated calculation that differs by more is worth a note
+_OPEN = ("proposed", "waiting", "failed")
+_FINISHED: Mapping[str, Any] = {
+    "state": "finished", "lease_owner": None, "lease_until": None, "error": None, "finished_at": func.now(),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class NewResult:
+    """A result to take in, with its name in its data set and, where that says so, its split."""
+
+    name: str
+    result: CalculationResult
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where results come from."""
+
+    dataset: str
+    source_file_id: int | None = None
+
+
+@dataclass(frozen=True)
+class IntakeReport:
+    """What was taken in: ``read = new + known + refused``.
+
+    Attributes:
+        refusals: (name, reason) of what cannot be used.
+        notes: (name, remark) of what was taken in or known: no formation energy yet, another energy than before.
+    """
+
+    read: int
+    new: int
+    known: int
+    refused: int
+    refusals: tuple[tuple[str, str], ...]
+    notes: tuple[tuple[str, str], ...]
+
+
+@dataclass(eq=False)
+class Ledger:
+    """What became of results, by their names.
+
+    Attributes:
+        notes: (name, remark) of results that were known, or taken in, with something to say about.
+        incomplete: of results that were taken in, why they have no formation energy.
+    """
+
+    new: list[str] = field(default_factory=list)
+    known: list[str] = field(default_factory=list)
+    refusals: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[tuple[str, str]] = field(default_factory=list)
+    incomplete: dict[str, str] = field(default_factory=dict)
+
+    def add(self, other: Ledger) -> None:
+        """Take over what another ledger says."""
+        self.new += other.new
+        self.known += other.known
+        self.refusals += other.refusals
+        self.notes += other.notes
+        self.incomplete |= other.incomplete
+
+    def report(self) -> IntakeReport:
+        """Counts, refusals and notes."""
+        counts = (len(self.new), len(self.known), len(self.refusals))
+        incomplete = [(name, f"no formation energy yet: {reason}") for name, reason in self.incomplete.items()]
+        return IntakeReport(sum(counts), *counts, tuple(self.refusals), (*self.notes, *incomplete))
+
+
+def store_results(
+    session: Session, stored: StoredSupercell, level_id: int, rows: Sequence[NewResult], *, origin: Origin
+) -> Ledger:
+    """Take results of a supercell at a level of theory in; what became of each.
+
+    Formation energies are derived where the references are there; `incomplete` says where they are not.
+    """
+    ledger = Ledger()
+    # one transaction at a time takes results of a supercell in; who adds configurations is not held up
+    session.execute(select(tables.Supercell.id).where(tables.Supercell.id == stored.id).with_for_update(key_share=True))
+    good = [row for row in rows if _is_finite(row, ledger)]
+    ids = add_configurations(session, stored, [row.result.configuration for row in good])
+    chosen = _choose(session, level_id, dict(zip((row.name for row in good), ids, strict=True)), good, ledger=ledger)
+    calculations = _finish(session, level_id, list(chosen))
+    pristine = next((r.result.energy for r in chosen.values() if r.result.configuration.n_defects == 0), None)
+    references: dict[str, Any] = {
+        "pristine_energy": queries.pristine_energy(session, stored.id, level_id) if pristine is None else pristine,
+        "chemical_potentials": queries.chemical_potentials(session, level_id),
+    }
+    values = []
+    for configuration_id, row in chosen.items():
+        energies: dict[str, float] = {}
+        try:
+            energies = derived_energies(row.result, **references)
+        except InputError as error:
+            ledger.incomplete[row.name] = str(error)
+        values.append(_values(row, origin, calculations[configuration_id], energies))
+        ledger.new.append(row.name)
+    if values:
+        session.execute(insert(tables.CalculationResult), values)
+    return ledger
+
+
+def store_result(
+    session: Session, stored: StoredSupercell, calculation_id: int, result: CalculationResult, *,
+    dataset: str, row_name: str, source_file_id: int | None = None, split: str | None = None,
+) -> int:  # fmt: skip
+    """Write the result of a calculation that the caller holds and ends; the result's id.
+
+    Raises:
+        InputError: a number is not finite, or a reference of the formation energy is missing.
+    """
+    row = NewResult(row_name, result, split)
+    ledger = Ledger()
+    if not _is_finite(row, ledger):
+        raise InputError(f"the result of calculation {calculation_id} cannot be stored: {ledger.refusals[0][1]}")
+    calculation = session.get_one(tables.Calculation, calculation_id)
+    held = session.get_one(tables.Configuration, calculation.configuration_id)
+    canonical, _ = canonical_form(stored.symmetry, result.configuration)
+    assert (canonical.sites, canonical.defect_types) == (tuple(held.sites), tuple(held.defect_types))
+    energies = derived_energies(
+        result,
+        pristine_energy=queries.pristine_energy(session, stored.id, calculation.level_id),
+        chemical_potentials=queries.chemical_potentials(session, calculation.level_id),
+    )
+    values = _values(row, Origin(dataset, source_file_id), calculation_id, energies)
+    added = session.execute(insert(tables.CalculationResult).values(values).returning(tables.CalculationResult.id))
+    return added.scalar_one()
+
+
+def record_failures(
+    session: Session, stored: StoredSupercell, level_id: int, failures: Sequence[tuple[Configuration, str]]
+) -> None:
+    """Keep calculations that failed, with their reasons; one that is finished or running stays as it is."""
+    ids = add_configurations(session, stored, [configuration for configuration, _ in failures])
+    reasons = {i: reason for i, (_, reason) in zip(ids, failures, strict=True)}
+    if not reasons:
+        return
+    statement = insert(tables.Calculation)
+    session.execute(
+        statement.on_conflict_do_update(
+            index_elements=["configuration_id", "level_id"],
+            set_={"state": "failed", "error": statement.excluded.error, "finished_at": func.now()},
+            where=tables.Calculation.state.in_(_OPEN),
+        ),
+        [
+            {"configuration_id": i, "level_id": level_id, "state": "failed", "error": reason, "finished_at": func.now()}
+            for i, reason in reasons.items()
+        ],
+    )
+
+
+def _is_finite(row: NewResult, ledger: Ledger) -> bool:
+    """Whether all numbers of a result are finite; otherwise it is refused."""
+    numbers = {"energy": row.result.energy, **row.result.properties}
+    wrong = [f"{name} is {value}" for name, value in numbers.items() if not math.isfinite(value)]
+    unknown = row.result.properties.keys() - set(PROPERTIES)
+    assert not unknown, f"no property is called {', '.join(sorted(unknown))}"
+    if wrong:
+        ledger.refusals.append((row.name, f"its {', '.join(wrong)}; expected finite numbers"))
+    return not wrong
+
+
+def _choose(
+    session: Session, level_id: int, ids: Mapping[str, int], rows: Sequence[NewResult], *, ledger: Ledger
+) -> dict[int, NewResult]:
+    """By configuration, the results to take in: where there is none yet, and no worker is at it."""
+    energies = _known_energies(session, level_id, set(ids.values()))
+    running = set(
+        session.scalars(
+            select(tables.Calculation.configuration_id).where(
+                tables.Calculation.level_id == level_id,
+                tables.Calculation.state == "running",
+                tables.Calculation.configuration_id.in_(set(ids.values())),
+            )
+        )
+    )
+    chosen: dict[int, NewResult] = {}
+    for row in rows:
+        identifier = ids[row.name]
+        if identifier in energies:
+            ledger.known.append(row.name)
+            if abs(energies[identifier] - row.result.energy) > _SAME_ENERGY:
+                note = (
+                    f"its energy is {row.result.energy:.6f} eV; its configuration "
+                    f"{row.result.configuration.composition} has a result with {energies[identifier]:.6f} eV, "
+                    "which is kept"
+                )
+                ledger.notes.append((row.name, note))
+        elif identifier in running:
+            ledger.refusals.append((row.name, "a worker is calculating this configuration; add the result afterwards"))
+        else:
+            chosen[identifier] = row
+            energies[identifier] = row.result.energy
+    return chosen
+
+
+def _known_energies(session: Session, level_id: int, configuration_ids: set[int]) -> dict[int, float]:
+    """Energies of the configurations that have a result at a level of theory."""
+    found = session.execute(
+        select(tables.Calculation.configuration_id, tables.CalculationResult.energy)
+        .join(tables.CalculationResult, tables.CalculationResult.calculation_id == tables.Calculation.id)
+        .where(tables.Calculation.level_id == level_id, tables.Calculation.configuration_id.in_(configuration_ids))
+    )
+    return dict(found.tuples().all())
+
+
+def _finish(session: Session, level_id: int, configuration_ids: Sequence[int]) -> dict[int, int]:
+    """Ids of calculations by configuration, new ones and open ones that are now finished."""
+    if not configuration_ids:
+        return {}
+    statement = (
+        insert(tables.Calculation)
+        .on_conflict_do_update(
+            index_elements=["configuration_id", "level_id"], set_=_FINISHED, where=tables.Calculation.state.in_(_OPEN)
+        )
+        .returning(tables.Calculation.configuration_id, tables.Calculation.id)
+    )
+    rows = [{"configuration_id": i, "level_id": level_id, **_FINISHED} for i in configuration_ids]
+    return dict(session.execute(statement, rows).tuples().all())
+
+
+def _values(row: NewResult, origin: Origin, calculation_id: int, energies: Mapping[str, float]) -> dict[str, Any]:
+    """Columns of a result; every property has one, so that rows can be inserted together."""
+    properties = dict.fromkeys(PROPERTIES) | dict(row.result.properties) | dict(energies)
+    return {
+        "calculation_id": calculation_id,
+        "source_file_id": origin.source_file_id,
+        "dataset": origin.dataset,
+        "row_name": row.name,
+        "split": row.split,
+        "energy": row.result.energy,
+        **properties,
+    }
