@@ -18,9 +18,11 @@ n_defects           (n_graphs,) float32   number of nodes of each graph
 ==================  ====================  ==================================================================
 
 Pair features: Gaussians of the distance whose width is their spacing (no holes), Gaussians of \\|dz\\|, and the
-direction of the pair as polynomials averaged over the host's point group: a triangle of vacancies around a
-metal site and one around a hollow have equal distances, and only directions tell them apart. Where several
-periodic images are equally near, features are their mean, so they do not depend on which one is met first.
+direction of the pair as polynomials averaged over the host's point group: pairs of one length differ when no
+operation maps one onto the other, so that in all hosts of 2DMD features are equal exactly for equivalent pairs.
+Where several periodic images are equally near, features are their mean, so they do not depend on which one is met
+first. What pairs cannot tell: three defects of one type around a metal site and around a hollow are mirror images
+made of equal pairs.
 """
 
 from __future__ import annotations
@@ -161,17 +163,16 @@ def join_graphs(parts: Sequence[Graphs]) -> Graphs:
 
 
 def select_graphs(graphs: Graphs, chosen: Tensor) -> Graphs:
-    """The chosen graphs, in this order; chosen: (m,) int64 graph numbers."""
-    nodes, node_graph = _members(graphs.node_graph, graphs.n_graphs, chosen)
-    edges, edge_graph = _members(graphs.edge_graph, graphs.n_graphs, chosen)
-    renumbered = torch.empty(len(graphs.removed), dtype=torch.int64, device=nodes.device)
-    renumbered[nodes] = torch.arange(len(nodes), device=nodes.device)
+    """The chosen graphs, in this order; chosen: (m,) int64 graph numbers, of which some may be equal."""
+    nodes, node_graph, moved = _members(graphs.node_graph, graphs.n_graphs, chosen)
+    edges, edge_graph, _ = _members(graphs.edge_graph, graphs.n_graphs, chosen)
+    shift = moved[edge_graph]  # (n_edges,) from old to new node numbers
     return Graphs(
         removed=graphs.removed[nodes],
         added=graphs.added[nodes],
         edge_features=graphs.edge_features[edges],
-        source=renumbered[graphs.source[edges]],
-        target=renumbered[graphs.target[edges]],
+        source=graphs.source[edges] + shift,
+        target=graphs.target[edges] + shift,
         node_graph=node_graph,
         edge_graph=edge_graph,
         host=graphs.host[chosen],
@@ -179,15 +180,14 @@ def select_graphs(graphs: Graphs, chosen: Tensor) -> Graphs:
     )
 
 
-def _members(owner: Tensor, n_graphs: int, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows (sorted by graph) that belong to the chosen graphs, and the new number of the graph of each."""
+def _members(owner: Tensor, n_graphs: int, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows (sorted by graph) of the chosen graphs, the new graph of each, and how far each graph's rows move."""
     counts = torch.bincount(owner, minlength=n_graphs)
-    starts = torch.cumsum(counts, 0) - counts
+    starts = (torch.cumsum(counts, 0) - counts)[chosen]
     picked = counts[chosen]
     new_graph = torch.repeat_interleave(torch.arange(len(chosen), device=owner.device), picked)
-    first = torch.cumsum(picked, 0) - picked
-    within = torch.arange(len(new_graph), device=owner.device) - first[new_graph]
-    return starts[chosen][new_graph] + within, new_graph
+    moved = torch.cumsum(picked, 0) - picked - starts
+    return torch.arange(len(new_graph), device=owner.device) - moved[new_graph], new_graph, moved
 
 
 def _ordered_pairs(k: int) -> tuple[list[int], list[int]]:

@@ -37,6 +37,8 @@ def score_block(
         InputError: the model has not seen the host or one of the defect types.
     """
     n_rows, k = sites.shape
+    if n_rows == 0:
+        return np.empty((0, len(ensemble.properties))), np.empty((0, len(ensemble.properties)))
     host = supercell.host.name
     references = ensemble.references
     references.check(host, np.unique(defect_types).tolist())

@@ -152,6 +152,8 @@ def train_ensemble(
     if resume_from is not None:
         references = _restore(state, resume_from)
     train, validation = _prepare(rows, references, device)
+    if start_from is not None and resume_from is None:  # what it starts from is the first to be kept
+        _keep_best(state, evaluate(state.averaged, validation.graphs), validation)
     total_steps = settings.epochs * _steps_per_epoch(len(train.weights), settings)
     patience = settings.patience or max(10, settings.epochs // 3)
     started = time.monotonic() - state.elapsed_s

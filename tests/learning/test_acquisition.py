@@ -1,0 +1,40 @@
+"""Choosing the next calculations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from screening.learning.acquisition import choose_batch, expected_improvement
+
+
+def test_expected_improvement_is_the_mean_over_the_distribution() -> None:
+    rng = np.random.default_rng(0)
+    mean, std = np.array([0.5, 1.0, 2.0]), np.array([0.3, 1.0, 0.2])
+    drawn = rng.normal(mean, std, (400_000, 3))
+    sampled = np.maximum(1.1 - drawn, 0.0).mean(axis=0)
+    np.testing.assert_allclose(expected_improvement(mean, std, 1.1), sampled, atol=3e-3)
+
+
+def test_without_spread_the_improvement_is_the_difference() -> None:
+    found = expected_improvement(np.array([0.5, 2.0]), np.zeros(2), 1.0)
+    np.testing.assert_allclose(found, [0.5, 0.0], atol=1e-12)
+
+
+def test_a_batch_starts_with_the_best_and_never_takes_equal_rows() -> None:
+    features = np.array([[0.0], [0.0], [0.01], [5.0], [10.0]])
+    worth = np.array([1.0, 1.0, 0.99, 0.5, 0.1])
+    assert choose_batch(worth, features, 3).tolist() == [0, 3, 4]
+
+
+def test_worth_decides_among_rows_that_are_far_apart() -> None:
+    features = np.eye(6) * 10
+    worth = np.array([0.1, 0.6, 0.3, 0.9, 0.2, 0.5])
+    assert choose_batch(worth, features, 4).tolist() == [3, 1, 5, 2]
+
+
+@pytest.mark.parametrize("n", [0, 1, 5, 50])
+def test_a_batch_has_no_row_twice_and_at_most_all(n: int) -> None:
+    rng = np.random.default_rng(1)
+    chosen = choose_batch(np.zeros(20), rng.normal(size=(20, 3)), n)
+    assert len(set(chosen.tolist())) == len(chosen) == min(n, 20)

@@ -1,0 +1,36 @@
+"""Ensembles as bytes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from screening.errors import FileFormatError
+from screening.learning.artifacts import ensemble_from_bytes, ensemble_to_bytes, pack
+from screening.learning.dataset import LabelledRows
+from screening.learning.ensemble import Ensemble
+from screening.learning.scorer import score_configurations
+
+
+def test_an_ensemble_that_was_stored_predicts_the_same(ensemble: Ensemble, rows: LabelledRows) -> None:
+    again = ensemble_from_bytes(ensemble_to_bytes(ensemble))
+    for one, other in zip(
+        score_configurations(ensemble, rows.supercells[0], rows.configurations, device="cpu"),
+        score_configurations(again, rows.supercells[0], rows.configurations, device="cpu"),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)
+    assert again.properties == ensemble.properties
+    assert again.references.hosts == ensemble.references.hosts
+
+
+@pytest.mark.parametrize("packed", [b"", b"not a file", pack({"x": torch.zeros(1)}, {"format": "another"})])
+def test_other_bytes_are_refused(packed: bytes) -> None:
+    with pytest.raises(FileFormatError):
+        ensemble_from_bytes(packed)
+
+
+def test_truncated_bytes_are_refused(ensemble: Ensemble) -> None:
+    with pytest.raises(FileFormatError):
+        ensemble_from_bytes(ensemble_to_bytes(ensemble)[:-100])

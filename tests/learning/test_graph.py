@@ -1,0 +1,89 @@
+"""Graphs from the pair table."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from screening.defects.catalogue import catalogue_host
+from screening.defects.defect_types import Configuration
+from screening.defects.host import Host, Supercell
+from screening.defects.symmetry import find_symmetry
+from screening.learning.graph import block_graphs, join_graphs, pair_features, ragged_graphs, select_graphs
+
+V_S = 16 * 128
+
+
+@pytest.fixture(scope="module")
+def supercell() -> Supercell:
+    return Supercell.parse(catalogue_host("MoS2"), "4x4")
+
+
+def test_pair_features_are_equal_for_symmetry_equivalent_pairs(supercell: Supercell) -> None:
+    table = pair_features(supercell).numpy()
+    for permutation in find_symmetry(supercell).permutations[::7].astype(int):
+        np.testing.assert_allclose(table, table[np.ix_(permutation, permutation)], atol=2e-4)
+
+
+@pytest.mark.parametrize(("name", "repeats"), [("MoS2", "8x8"), ("h-BN", "8x8"), ("GaSe", "6x6"), ("BP", "6x6")])
+def test_pairs_have_equal_features_exactly_when_they_are_equivalent(name: str, repeats: str) -> None:
+    """The classes come from the permutation group, the features from vectors."""
+    supercell = Supercell.parse(catalogue_host(name), repeats)
+    symmetry = find_symmetry(supercell)
+    table = pair_features(supercell).numpy().round(2) + 0.0
+    class_of: dict[object, set[int]] = {}
+    features_of: dict[int, set[object]] = {}
+    for i in np.unique(symmetry.representatives).tolist():
+        for j in range(supercell.n_sites):
+            if i != j:
+                species = tuple(sorted((supercell.species[i], supercell.species[j])))
+                features = (species, tuple(sorted((tuple(table[i, j]), tuple(table[j, i])))))
+                class_of.setdefault(features, set()).add(int(symmetry.pair_classes[i, j]))
+                features_of.setdefault(int(symmetry.pair_classes[i, j]), set()).add(features)
+    assert all(len(classes) == 1 for classes in class_of.values())
+    assert all(len(features) == 1 for features in features_of.values())
+
+
+def test_pair_features_do_not_cross_the_vacuum() -> None:
+    host = catalogue_host("MoS2")
+    low = Host(host.name, host.lattice * [[1], [1], [0.75]], host.species, host.positions, True, host.source)
+    positions = (host.positions - 0.5) / [1, 1, 0.75] + 0.5
+    positions[:, :2] = host.positions[:, :2]
+    low = Host(host.name, low.lattice, host.species, positions, True, host.source)
+    high = pair_features(Supercell.parse(host, "3x3"))
+    assert torch.allclose(high, pair_features(Supercell.parse(low, "3x3")), atol=1e-5)
+
+
+def test_ragged_graphs_keep_the_order_of_the_rows(supercell: Supercell) -> None:
+    table = pair_features(supercell)
+    configurations = [
+        Configuration((20, 21, 30), (V_S, V_S, V_S)),
+        Configuration((16,), (V_S,)),
+        Configuration((17, 40), (V_S, V_S + 34)),
+        Configuration((18,), (V_S + 34,)),
+    ]
+    joined = ragged_graphs([table], np.zeros(4, np.int64), configurations, [0])
+    assert joined.n_defects.tolist() == [3, 1, 2, 1]
+    for number, configuration in enumerate(configurations):
+        one = select_graphs(joined, torch.tensor([number]))
+        alone = block_graphs(
+            table, np.array([configuration.sites], np.int16), np.array([configuration.defect_types], np.int16), 0
+        )
+        assert torch.equal(one.removed, alone.removed)
+        assert torch.equal(one.added, alone.added)
+        assert torch.equal(one.edge_features, alone.edge_features)
+        assert torch.equal(one.source, alone.source)
+        assert torch.equal(one.target, alone.target)
+
+
+def test_selecting_graphs_twice_and_in_any_order_renumbers_their_nodes(supercell: Supercell) -> None:
+    table = pair_features(supercell)
+    sites = np.array([[16, 17], [18, 40], [20, 33]], np.int16)
+    graphs = join_graphs([block_graphs(table, sites, np.full_like(sites, V_S), 0)] * 2)
+    chosen = select_graphs(graphs, torch.tensor([5, 0, 5]))
+    assert chosen.node_graph.tolist() == [0, 0, 1, 1, 2, 2]
+    assert chosen.source.tolist() == [0, 1, 2, 3, 4, 5]  # each graph's own nodes, though one occurs twice
+    assert chosen.target.tolist() == [1, 0, 3, 2, 5, 4]
+    assert torch.equal(chosen.edge_features[0], table[20, 33])
+    assert torch.equal(chosen.edge_features[2], table[16, 17])

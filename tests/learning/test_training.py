@@ -1,0 +1,152 @@
+"""Training: it learns, it resumes, it stops, it starts from an older model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL
+from synthetic import labelled_rows
+
+from screening.errors import InputError
+from screening.learning.artifacts import ensemble_to_bytes
+from screening.learning.dataset import LabelledRows
+from screening.learning.ensemble import Ensemble
+from screening.learning.references import fit_references
+from screening.learning.scorer import score_configurations
+from screening.learning.training import Progress, TrainingSettings, train_ensemble
+
+
+def errors_of(ensemble: Ensemble, rows: LabelledRows) -> np.ndarray:
+    """Validation errors (n, n_properties)."""
+    chosen = np.flatnonzero(rows.is_validation)
+    mean, _ = score_configurations(ensemble, rows.supercells[0], [rows.configurations[i] for i in chosen], device="cpu")
+    return np.asarray(mean - rows.labels[chosen])
+
+
+def test_interactions_are_learnt_far_beyond_the_references(ensemble: Ensemble, rows: LabelledRows) -> None:
+    references = fit_references(rows)
+    chosen = np.flatnonzero(rows.is_validation)
+    offsets = references.offsets(["MoS2"] * len(chosen), [rows.configurations[i] for i in chosen])
+    without = np.abs(offsets[:, 0] - rows.labels[chosen, 1]).mean()
+    learnt = np.abs(errors_of(ensemble, rows)[:, 1]).mean()
+    assert learnt < 0.3 * without
+
+
+def test_total_and_per_site_energies_agree(ensemble: Ensemble, rows: LabelledRows) -> None:
+    mean, std = score_configurations(ensemble, rows.supercells[0], rows.configurations[:30], device="cpu")
+    np.testing.assert_allclose(mean[:, 0], mean[:, 1] * rows.n_defects[:30])
+    np.testing.assert_allclose(std[:, 0], std[:, 1] * rows.n_defects[:30])
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(rows: LabelledRows) -> None:
+    settings = replace(SMALL, epochs=2)
+    packed = [
+        ensemble_to_bytes(train_ensemble(rows, settings, seed=seed, on_progress=lambda p, c: None))
+        for seed in (5, 5, 6)
+    ]
+    assert packed[0] == packed[1]
+    assert packed[0] != packed[2]
+
+
+def test_a_resumed_training_ends_as_an_undisturbed_one(rows: LabelledRows) -> None:
+    settings = replace(SMALL, epochs=6)
+    checkpoints: list[bytes] = []
+
+    def keep(progress: Progress, make_checkpoint: object) -> None:
+        assert callable(make_checkpoint)
+        checkpoints.append(make_checkpoint())
+
+    whole = train_ensemble(rows, settings, seed=2, on_progress=keep)
+    assert len(checkpoints) == 6
+    epochs: list[int] = []
+    resumed = train_ensemble(
+        rows, settings, seed=2, on_progress=lambda p, c: epochs.append(p.epoch), resume_from=checkpoints[2]
+    )
+    assert epochs == [4, 5, 6]
+    for name, weights in whole.network.state_dict().items():
+        torch.testing.assert_close(weights, resumed.network.state_dict()[name], rtol=0, atol=0)
+
+
+def test_training_stops_when_nothing_improves(rows: LabelledRows) -> None:
+    """Labels that are noise cannot be predicted: validation errors stop falling at once."""
+    noise = np.random.default_rng(0).normal(size=rows.labels.shape)
+    epochs: list[int] = []
+    train_ensemble(
+        replace(rows, labels=noise),
+        replace(SMALL, epochs=200, patience=10),
+        seed=0,
+        on_progress=lambda p, c: epochs.append(p.epoch),
+    )
+    assert epochs[-1] < 150
+
+
+def test_a_time_limit_ends_the_training_with_a_low_learning_rate(rows: LabelledRows) -> None:
+    epochs: list[int] = []
+    train_ensemble(
+        rows,
+        replace(SMALL, epochs=100_000, max_minutes=0.05),
+        seed=0,
+        on_progress=lambda p, c: epochs.append(p.epoch),
+    )
+    assert 1 <= epochs[-1] < 10_000
+
+
+def test_an_exception_of_the_listener_ends_the_training(rows: LabelledRows) -> None:
+    def stop(progress: Progress, make_checkpoint: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_ensemble(rows, SMALL, seed=0, on_progress=stop)
+
+
+def test_retraining_starts_from_the_older_model_and_keeps_its_references(ensemble: Ensemble) -> None:
+    more = labelled_rows(300, seed=9)
+    first: list[Progress] = []
+    retrained = train_ensemble(
+        more,
+        TrainingSettings(epochs=10, device="cpu"),
+        seed=0,
+        on_progress=lambda p, c: first.append(p),
+        start_from=ensemble,
+    )
+    assert retrained.n_members == ensemble.n_members
+    assert first[-1].epoch == 3
+    np.testing.assert_array_equal(retrained.references.energies, ensemble.references.energies)
+    before, after = (np.abs(errors_of(e, more)[:, 1]).mean() for e in (ensemble, retrained))
+    assert after < 1.2 * before
+
+
+def test_retraining_can_take_in_a_host_that_is_new(ensemble: Ensemble, rows: LabelledRows) -> None:
+    other = labelled_rows(120, seed=4)
+    host = replace(other.supercells[0].host, name="other")
+    both = replace(
+        other,
+        supercells=(other.supercells[0], replace(other.supercells[0], host=host)),
+        supercell_of_row=np.arange(120) % 2,
+        group_of_row=np.arange(120) % 2,
+    )
+    retrained = train_ensemble(
+        both, TrainingSettings(epochs=4, device="cpu"), seed=0, on_progress=lambda p, c: None, start_from=ensemble
+    )
+    assert retrained.references.hosts == ("MoS2", "other")
+    mean, _ = score_configurations(retrained, both.supercells[1], other.configurations[:5], device="cpu")
+    assert np.isfinite(mean).all()
+
+
+def test_missing_labels_are_left_out(rows: LabelledRows) -> None:
+    labels = rows.labels.copy()
+    labels[::2, 2] = np.nan
+    trained = train_ensemble(
+        replace(rows, labels=labels), replace(SMALL, epochs=2), seed=0, on_progress=lambda p, c: None
+    )
+    assert np.isfinite(trained.references.means).all()
+    assert all(bool(torch.isfinite(weights).all()) for weights in trained.network.state_dict().values())
+
+
+@pytest.mark.parametrize("fault", [{"epochs": 0}, {"n_members": -1}, {"device": "tpu"}])
+def test_settings_that_make_no_sense_are_refused(fault: dict[str, object]) -> None:
+    with pytest.raises(InputError, match=str(next(iter(fault)))):
+        TrainingSettings(**fault)  # type: ignore[arg-type]
