@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +16,11 @@ from screening.database.leases import finish, lease_kept
 from screening.database.session import session_scope
 from screening.defects.defect_types import Configuration
 from screening.defects.host import Supercell
-from screening.dft.results import LevelOfTheory
+from screening.dft import xtb
 from screening.errors import CalculationError, InputError
 from screening.pipeline.designs import choose_model
 from screening.pipeline.hosts import StoredSupercell, add_configurations, load_supercell
-from screening.pipeline.imports import add_level, add_references, store_result
+from screening.pipeline.results import add_references, store_result
 
 POOL_ROWS = 100_000  # the likeliest candidates, among which a round is chosen
 
@@ -49,34 +48,49 @@ class _Pool:
 
 
 def propose(
-    session: Session,
-    query: DesignQuery,
-    *,
-    n: int,
-    level: LevelOfTheory,
-    model_name: str | None = None,
-    seed: int = 0,
-) -> list[Proposal]:
-    """Choose the next calculations for a design query and store them as a round of proposed calculations.
+    session: Session, query: DesignQuery, *,
+    n: int, model_name: str | None = None, only_stored: bool = False, seed: int = 0,
+) -> list[Proposal]:  # fmt: skip
+    """Choose the next calculations for a design query and store them as a round, at the level the model learnt.
 
     A candidate's worth is the probability that every window holds times the improvement that is to be expected
     of the property the query sorts by (Jones et al., J. Glob. Optim. 13, 455 (1998)); the batch is spread over
-    unlike configurations. What is calculated, running or proposed at this level is never chosen.
+    unlike configurations. What has a calculation at this level, whatever became of it, is never chosen.
+
+    Args:
+        only_stored: choose only among configurations that an import brought without a result.
+        seed: decides between candidates of equal worth; kept with the round.
 
     Raises:
-        InputError: nothing is left to propose.
+        InputError: nothing is left to propose, or the model lacks a property of the query.
     """
+    if n < 1:
+        raise InputError(f"{n} calculations are asked for; expected at least 1")
     supercell_id = queries.supercell_id_of(session, query.host, query.supercell)
-    stored = load_supercell(session, supercell_id)
+    # two rounds at once do not choose the same candidates
+    session.execute(
+        select(tables.Supercell.id).where(tables.Supercell.id == supercell_id).with_for_update(key_share=True)
+    )
     model = choose_model(session, supercell_id, model_name)
-    level_id = add_level(session, level)
-    if level_id != model.level_id:
-        raise InputError(f"model {model.name} was not trained at level {level.name!r}; choose the level it learnt")
-    pool = _read_pool(session, query, model.id, supercell_id, level_id)
+    by = _property_to_improve(query)
+    missing = {by, *(window.property for window in query.windows)} - set(model.properties)
+    if missing:
+        raise InputError(
+            f"model {model.name} does not predict {', '.join(sorted(missing))}; "
+            f"it predicts {', '.join(model.properties)}"
+        )
+    pool = _read_pool(session, query, model, supercell_id=supercell_id, only_stored=only_stored)
     if not pool.candidate_ids:
-        raise InputError("every candidate of the design query is calculated or proposed; widen the query")
-    worth, chosen = _choose(session, pool, query, stored.supercell, n=n, level_id=level_id, seed=seed)
-    round_ = tables.Round(model_id=model.id, level_id=level_id, query=query.model_dump(mode="json"), seed=seed)
+        raise InputError(
+            "every candidate of the design query has a calculation"
+            f"{' or no stored configuration' if only_stored else ''}; widen the query"
+        )
+    stored = load_supercell(session, supercell_id)
+    best = queries.best_value(session, query, model.level_id)
+    order = np.random.default_rng(seed).permutation(len(pool.candidate_ids))
+    worth = _worth(pool, query, best)
+    chosen = order[_choose(worth[order], [pool.configurations[i] for i in order], stored.supercell, n=n)]
+    round_ = tables.Round(model_id=model.id, level_id=model.level_id, query=query.model_dump(mode="json"), seed=seed)
     session.add(round_)
     session.flush()
     return [_store_proposal(session, stored, pool, round_, int(i), worth[i]) for i in chosen]
@@ -92,14 +106,9 @@ def release_calculations(session: Session, level_name: str, limit: int | None = 
         .limit(limit)
         .with_for_update()
     )
-    return list(
-        session.scalars(
-            update(tables.Calculation)
-            .where(tables.Calculation.id.in_(proposed.scalar_subquery()))
-            .values(state="waiting")
-            .returning(tables.Calculation.id)
-        )
-    )
+    ids = session.scalars(proposed).all()
+    session.execute(update(tables.Calculation).where(tables.Calculation.id.in_(ids)).values(state="waiting"))
+    return list(ids)
 
 
 def calculate_unit(engine: Engine, calculation_id: int, owner: str) -> None:
@@ -112,48 +121,55 @@ def calculate_unit(engine: Engine, calculation_id: int, owner: str) -> None:
         CalculationError: the calculation failed; the message is the reason.
         LeaseLostError: another worker took it over; nothing was written.
     """
-    from screening.dft import xtb
-
     with session_scope(engine) as session:
         calculation = session.get_one(tables.Calculation, calculation_id)
         row = session.get_one(tables.Configuration, calculation.configuration_id)
-        level_row = session.get_one(tables.LevelOfTheory, calculation.level_id)
-        stored = load_supercell(session, row.supercell_id)
         configuration = Configuration(tuple(row.sites), tuple(row.defect_types))
-        round_id = calculation.round_id
-    relax = level_row.name == xtb.level_of_theory(relax=True).name
-    level = xtb.level_of_theory(relax=relax)
-    if level.digest != level_row.digest:
+        stored = load_supercell(session, row.supercell_id)
+        known = session.get_one(tables.LevelOfTheory, calculation.level_id)
+        level_name, digest = known.name, known.digest
+        dataset = f"round {calculation.round_id}" if calculation.round_id else "calculations"
+    relax = next((r for r in (False, True) if xtb.level_of_theory(r).digest == digest), None)
+    if relax is None:
         raise CalculationError(
-            f"the built-in calculator computes at {level.name!r}, this calculation is at {level_row.name!r}; "
+            f"the built-in calculator does not compute at {level_name!r}; "
             "calculate it elsewhere and take the result in with `screening results add`"
         )
     with lease_kept(engine, tables.Calculation, calculation_id, owner):
         with session_scope(engine) as session:
-            add_references(session, stored, configuration, level)
+            add_references(session, stored, configuration, xtb.level_of_theory(relax))
         result = xtb.calculate(stored.supercell, configuration, relax=relax)
         with session_scope(engine) as session:
-            store_result(
-                session,
-                stored,
-                calculation_id,
-                result,
-                dataset=f"round {round_id}" if round_id else "calculations",
-                row_name=f"calculation {calculation_id}",
-            )
+            name = f"calculation {calculation_id}"
+            store_result(session, stored, calculation_id, result, dataset=dataset, row_name=name)
             finish(session, tables.Calculation, calculation_id, owner)
 
 
-def _read_pool(session: Session, query: DesignQuery, model_id: int, supercell_id: int, level_id: int) -> _Pool:
+def _read_pool(
+    session: Session, query: DesignQuery, model: tables.TrainedModel, *, supercell_id: int, only_stored: bool
+) -> _Pool:
     """The candidates that could be proposed, the likeliest first."""
-    space_id = queries.scored_search_space(session, model_id, supercell_id)
+    space_id = queries.scored_search_space(session, model.id, supercell_id)
     if space_id is None:
         raise InputError(f"no search space of host {query.host} is scored; run `screening score` first")
     wide = query.model_copy(update={"confidence": 0.0, "limit": POOL_ROWS, "sort": "probability"})
-    by = _sort_property(query)
-    found = session.execute(compile_query(wide, model_id=model_id, search_space_id=space_id)).mappings().all()
-    taken = queries.known_configurations(session, supercell_id, level_id)
-    rows = [row for row in found if (tuple(row["sites"]), tuple(row["defect_types"])) not in taken]
+    same = (
+        select(tables.Configuration.id)
+        .where(
+            tables.Configuration.supercell_id == supercell_id,
+            tables.Configuration.sites == tables.Candidate.sites,
+            tables.Configuration.defect_types == tables.Candidate.defect_types,
+        )
+        .correlate(tables.Candidate)
+    )
+    taken = same.join(tables.Calculation, tables.Calculation.configuration_id == tables.Configuration.id).where(
+        tables.Calculation.level_id == model.level_id
+    )
+    statement = compile_query(wide, model_id=model.id, search_space_id=space_id).where(~taken.exists())
+    if only_stored:
+        statement = statement.where(same.exists())
+    rows = session.execute(statement).mappings().all()
+    by = _property_to_improve(query)
     return _Pool(
         [row["candidate"] for row in rows],
         [Configuration(tuple(row["sites"]), tuple(row["defect_types"])) for row in rows],
@@ -163,45 +179,53 @@ def _read_pool(session: Session, query: DesignQuery, model_id: int, supercell_id
     )
 
 
-def _choose(
-    session: Session, pool: _Pool, query: DesignQuery, supercell: Supercell, *, n: int, level_id: int, seed: int
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Worth of every row of the pool, and the rows that are proposed, best first."""
-    from screening.learning.acquisition import choose_batch, expected_improvement
-
-    sign = -1.0 if query.direction == "highest" else 1.0
-    best = queries.best_value(session, query, level_id)
-    target = sign * best if best is not None else float(np.median(sign * pool.mean))
-    improvement = expected_improvement(sign * pool.mean, pool.std, target)
-    if query.sort == "probability":
-        worth = pool.probability * (1.0 - pool.probability) + 1e-3 * pool.probability
-    else:
-        worth = pool.probability * improvement
-    shortlist = np.argsort(-worth, kind="stable")[: max(50 * n, 500)]
-    features = np.stack([_features(pool.configurations[i], supercell) for i in shortlist])
-    return worth, shortlist[choose_batch(worth[shortlist], features, n)]
-
-
-def _sort_property(query: DesignQuery) -> str:
-    """The property whose improvement counts: what the query sorts by, else its first window's property."""
+def _property_to_improve(query: DesignQuery) -> str:
+    """What the query sorts by, else its first window's property."""
     if query.sort != "probability":
         return query.sort
     return query.windows[0].property if query.windows else "formation_energy_per_site"
 
 
-def _features(configuration: Configuration, supercell: Supercell) -> NDArray[np.float64]:
-    """What makes two configurations alike: numbers of each defect type and inverse pair distances by pair of types.
+def _worth(pool: _Pool, query: DesignQuery, best: float | None) -> NDArray[np.float64]:
+    """What the calculation of each row of the pool is worth; `best` is the best value known."""
+    from screening.learning.acquisition import expected_improvement
 
-    (64,) float64, hashed into fixed positions, so that configurations of all sizes can be compared.
+    if query.sort == "probability":  # where it is least certain whether the windows hold, the likelier first
+        return pool.probability * (1.0 - pool.probability) + 1e-3 * pool.probability
+    sign = -1.0 if query.direction == "highest" else 1.0
+    target = sign * best if best is not None else float(np.median(sign * pool.mean))
+    return np.asarray(pool.probability * expected_improvement(sign * pool.mean, pool.std, target), np.float64)
+
+
+def _choose(
+    worth: NDArray[np.float64], configurations: list[Configuration], supercell: Supercell, *, n: int
+) -> NDArray[np.int64]:
+    """Rows of a batch, best first, among those that are worth most."""
+    from screening.learning.acquisition import choose_batch
+
+    shortlist = np.argsort(-worth, kind="stable")[: max(50 * n, 500)]
+    features = _features([configurations[i] for i in shortlist], supercell)
+    return np.asarray(shortlist[choose_batch(worth[shortlist], features, n)], np.int64)
+
+
+def _features(configurations: list[Configuration], supercell: Supercell) -> NDArray[np.float64]:
+    """What makes configurations alike: (n, n_types + n_type_pairs) float64.
+
+    Numbers of each defect type, and inverse distances (3 angstrom over the distance) summed over the pairs of two
+    types.
     """
-    vector = np.zeros(64)
-    for i, code in enumerate(configuration.defect_types):
-        vector[code % 31] += 1.0
-        for j in range(i):
-            first, second = sorted((code, configuration.defect_types[j]))
-            distance = supercell.pair_distances[configuration.sites[i], configuration.sites[j]]
-            vector[31 + (first * 7 + second) % 33] += 3.0 / distance
-    return vector
+    codes = sorted({code for configuration in configurations for code in configuration.defect_types})
+    column: dict[tuple[int, ...], int] = {(code,): i for i, code in enumerate(codes)}
+    for i, first in enumerate(codes):
+        column |= {(first, second): len(column) + j for j, second in enumerate(codes[i:])}
+    features = np.zeros((len(configurations), len(column)))
+    for row, configuration in zip(features, configurations, strict=True):
+        for i, (site, code) in enumerate(zip(configuration.sites, configuration.defect_types, strict=True)):
+            row[column[(code,)]] += 1.0
+            for other, other_code in zip(configuration.sites[:i], configuration.defect_types[:i], strict=True):
+                first, second = sorted((code, other_code))
+                row[column[first, second]] += 3.0 / supercell.pair_distances[site, other]
+    return features
 
 
 def _store_proposal(
@@ -226,13 +250,3 @@ def _store_proposal(
     )
     assert calculation_id is not None
     return Proposal(calculation_id, pool.candidate_ids[i], configuration.composition, configuration.sites, reason)
-
-
-def failed_calculations(session: Session, ids: list[int]) -> list[dict[str, Any]]:
-    """The failed ones among these calculations, with their reasons."""
-    rows = session.execute(
-        select(tables.Calculation.id, tables.Calculation.error).where(
-            tables.Calculation.id.in_(ids), tables.Calculation.state == "failed"
-        )
-    )
-    return [{"calculation": row.id, "reason": row.error} for row in rows]
