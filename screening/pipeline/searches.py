@@ -26,6 +26,7 @@ from screening.database.leases import finish, lease_kept, reopen_failed
 from screening.database.session import session_scope
 from screening.defects.defect_types import Configuration, DefectType
 from screening.defects.enumeration import Block, Chunk, SearchSpace, check_count, enumerate_chunk, plan_chunks
+from screening.defects.symmetry import Symmetry
 from screening.errors import InputError
 from screening.pipeline.hosts import StoredSupercell, add_compositions, add_defect_types, load_supercell
 
@@ -51,9 +52,9 @@ class UnitProgress:
         return self.done + self.failed == self.total
 
 
-def count_table(space: SearchSpace, stored: StoredSupercell) -> dict[str, Any]:
+def count_table(space: SearchSpace, symmetry: Symmetry) -> dict[str, Any]:
     """Exact numbers of candidates: `total`, `by_defects` and `by_composition`."""
-    counts = space.counts(stored.symmetry)
+    counts = space.counts(symmetry)
     by_defects: Counter[int] = Counter(dict.fromkeys(space.sizes, 0))
     for composition, count in counts.items():
         by_defects[sum(composition)] += count

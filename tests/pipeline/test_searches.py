@@ -74,9 +74,7 @@ def in_threads(*calls: Callable[[], object]) -> list[BaseException | None]:
 def test_counts_are_those_of_the_reference(shared_data: Path) -> None:
     reference = json.loads((shared_data / "enumeration_counts.json").read_text())["MoS2_8x8"]
     supercell = mos2("8x8")
-    table = searches.count_table(
-        SearchSpace(supercell, parse_defect_types(TYPES), 3), StoredSupercell(0, supercell, find_symmetry(supercell))
-    )
+    table = searches.count_table(SearchSpace(supercell, parse_defect_types(TYPES), 3), find_symmetry(supercell))
     assert table["by_defects"] == {n: reference["totals_by_number_of_defects"][n] for n in ("1", "2", "3")}
     assert table["total"] == sum(table["by_defects"].values())
     expected: dict[str, int] = {}
