@@ -36,6 +36,7 @@ from screening.dft.dataset_2dmd import (
 )
 from screening.errors import InputError, LevelOfTheoryError
 from screening.pipeline.hosts import StoredSupercell, add_compositions, add_supercell
+from screening.pipeline.references import add_level
 
 PRISTINE_ROW = "pristine"
 _PARSER = f"screening {__version__}"
@@ -191,10 +192,12 @@ def _match(
 
 def _store_subset(session: Session, subset: Subset, matches: Mapping[str, Match], selection: _Selection) -> _Ledger:
     """Write a subset; what became of each ``_id``."""
+    level_id = add_level(session, LEVEL)
     stored = add_supercell(session, subset.supercell())
-    # one import at a time writes results of a supercell; whoever adds configurations is not held up
-    session.execute(select(tables.Supercell.id).where(tables.Supercell.id == stored.id).with_for_update(key_share=True))
-    level_id = _add_level(session)
+    # one transaction at a time writes references of the level and results of the supercell; whoever proposes
+    # calculations is not held up
+    for row, identifier in ((tables.LevelOfTheory, level_id), (tables.Supercell, stored.id)):
+        session.execute(select(row.id).where(row.id == identifier).with_for_update(key_share=True))
     queries.add_chemical_potentials(session, level_id, subset.chemical_potentials)
     files = {kind: _add_file(session, file) for kind, file in subset.files.items()}
     _add_pristine(session, stored, subset, level_id=level_id, file_id=files["pristine"])
@@ -206,7 +209,12 @@ def _store_subset(session: Session, subset: Subset, matches: Mapping[str, Match]
     else:
         finished = _finish(session, level_id, chosen)
     for configuration_id, name in chosen.items():
-        ledger.outcomes[name] = "new" if configuration_id in finished else "held_back"
+        if configuration_id in finished:
+            ledger.outcomes[name] = "new"
+        elif selection.proposed_only:
+            ledger.outcomes[name] = "held_back"
+        else:
+            ledger.refuse(name, "a worker is calculating its configuration; import again when it has ended")
     _insert_results(
         session,
         [
@@ -219,13 +227,6 @@ def _store_subset(session: Session, subset: Subset, matches: Mapping[str, Match]
         ],
     )  # fmt: skip
     return ledger
-
-
-def _add_level(session: Session) -> int:
-    return queries.add_level(
-        session, name=LEVEL.name, code=LEVEL.code, functional=LEVEL.functional,
-        settings=LEVEL.settings, digest=LEVEL.digest,
-    )  # fmt: skip
 
 
 def _add_file(session: Session, file: DataFile) -> int:
@@ -360,7 +361,7 @@ def _one_each(
 
 
 def _finish(session: Session, level_id: int, configuration_ids: Iterable[int]) -> dict[int, int]:
-    """Ids of finished calculations by configuration: new ones, and those that were not finished yet."""
+    """Ids of calculations by configuration, new ones and open or failed ones that are finished now."""
     ids = func.unnest(literal(list(configuration_ids), ARRAY(Integer))).column_valued("configuration_id")
     columns = {
         "configuration_id": ids,
@@ -374,7 +375,7 @@ def _finish(session: Session, level_id: int, configuration_ids: Iterable[int]) -
         .on_conflict_do_update(
             index_elements=["configuration_id", "level_id"],
             set_=_FINISHED,
-            where=tables.Calculation.state != "finished",
+            where=tables.Calculation.state.in_((*_OPEN, "failed")),
         )
         .returning(tables.Calculation.configuration_id, tables.Calculation.id)
     )

@@ -3,6 +3,7 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,18 @@ def test_importing_again_changes_nothing(clean_engine: Engine, folder: Path) -> 
     report = import_one(clean_engine, folder)
     assert counts(report) == {"known": N_RESULTS, "uncalculated": 1}
     assert content(clean_engine) == before
+
+
+def test_two_imports_at_once_take_each_result_in_once(clean_engine: Engine, tmp_path: Path) -> None:
+    write_subset(tmp_path / SUBSETS[0])
+    write_subset(tmp_path / SUBSETS[2], (Row("other", ((1, "v_Mo"), (20, "v_S")), 9.0),))
+    with ThreadPoolExecutor(3) as pool:
+        running = [pool.submit(import_2dmd, clean_engine, tmp_path, subsets=names) for names in ((), (), ("MoS2_500",))]
+        reports = [report for future in running for report in future.result()]
+    assert len(reports) == 5
+    assert sum(report.new for report in reports) == N_RESULTS + 1
+    assert sum(report.known for report in reports) == N_RESULTS + 2
+    assert len(results(clean_engine)) == N_RESULTS + 2
 
 
 def test_rows_without_a_split_are_stored_without_one(clean_engine: Engine, tmp_path: Path) -> None:
@@ -454,6 +467,8 @@ def propose(engine: Engine, labels: dict[str, str]) -> int:
                 tables.Calculation(
                     configuration_id=configuration_id, level_id=level_id, round_id=round_.id, state=state,
                     error="stopped" if state == "failed" else None,
+                    lease_owner="w" if state == "running" else None,
+                    lease_until=func.now() if state == "running" else None,
                 )
             )  # fmt: skip
         return round_.id
@@ -485,6 +500,18 @@ def test_a_whole_import_finishes_what_was_proposed_and_what_failed_in_their_roun
     for name in ("row-v_S", "row-W_Mo"):
         calculation = stored[name]["calculation"]
         assert (calculation.state, calculation.round_id, calculation.error) == ("finished", round_id, None)
+
+
+def test_a_calculation_that_a_worker_runs_is_left_to_it(clean_engine: Engine, folder: Path) -> None:
+    import_one(clean_engine, folder, hold_back=1.0)
+    propose(clean_engine, {"v_S": "running"})
+    report = import_one(clean_engine, folder)
+    ((name, reason),) = report.refusals
+    assert name == "row-v_S"
+    assert "a worker is calculating" in reason
+    with Session(clean_engine) as session:
+        states = session.scalars(select(tables.Calculation.state)).all()
+    assert sorted(states) == sorted(["running"] + N_RESULTS * ["finished"])  # the pristine one, and all but v_S
 
 
 # the whole of 2DMD
