@@ -186,6 +186,13 @@ def _print_model(found: dict[str, Any]) -> None:
     )
     if found["error"]:
         print(f"error: {found['error']}")
+    if found["state"] == "running" and found["progress"]:
+        latest = found["progress"]
+        errors = ", ".join(f"{name} {1e3 * error:.2f}" for name, error in latest["validation_mae"].items())
+        print(
+            f"epoch {latest['epoch']} of at most {latest['max_epochs']} after {latest['elapsed_s']:.0f} s; "
+            f"mean absolute errors on validation rows (1e-3 eV or Bohr magneton): {errors}"
+        )
     rows = [[m["dataset"], m["property"], m["n_rows"], 1e3 * m["mae"], 1e3 * m["rmse"]] for m in metrics]
     rounded = [[*row[:3], round(row[3], 2), round(row[4], 2)] for row in rows]
     print_table(["validation rows of", "property", "rows", "MAE (1e-3)", "RMSE (1e-3)"], rounded)

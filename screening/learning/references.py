@@ -33,7 +33,8 @@ class References:
         outputs: the energy per defect (always), then the other properties.
         energies: (n_hosts, n_codes) float64, eV per defect; NaN where the host was not seen with the type.
         means: (n_hosts, n_outputs) float64, eV or Bohr magneton; 0 for the energy.
-        scales: (n_outputs,) float64.
+        scales: (n_outputs,) float64; 0 for an output that never varies (the magnetisation of data without spin), which
+            is predicted as its mean.
     """
 
     hosts: tuple[str, ...]
@@ -58,6 +59,11 @@ class References:
             offsets[i] = self.means[h]
             offsets[i, 0] = self.energies[h, [columns[code] for code in configuration.defect_types]].mean()
         return offsets
+
+    def standardise(self, labels: NDArray[np.float64], offsets: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(n, n_outputs) float64: what the network shall give for labels; NaN where there is nothing to learn."""
+        varies = self.scales > 0
+        return np.asarray(np.where(varies, labels - offsets, np.nan) / np.where(varies, self.scales, 1.0))
 
     def check(self, host: str, codes: Sequence[int]) -> None:
         """Make sure that a host was seen with these defect types.
@@ -178,7 +184,7 @@ def _fit_energies(
 
 
 def _scale(values: NDArray[np.float64]) -> float:
-    """Standard deviation of what is finite; 1 for a constant."""
+    """Standard deviation of what is finite; 0 for a constant."""
     finite = values[np.isfinite(values)]
     spread = float(finite.std()) if len(finite) else 0.0
-    return spread if spread > 1e-9 else 1.0
+    return spread if spread > 1e-9 else 0.0

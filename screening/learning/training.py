@@ -293,7 +293,7 @@ def _prepare(rows: LabelledRows, references: References, device: torch.device) -
         tables, rows.supercell_of_row, rows.configurations, [references.hosts.index(host) for host in hosts]
     )
     offsets = references.offsets([hosts[s] for s in rows.supercell_of_row], rows.configurations)
-    targets = (output_labels(rows, references.outputs) - offsets) / references.scales
+    targets = references.standardise(output_labels(rows, references.outputs), offsets)
     scales = _group_scales(targets, rows)
     data = []
     for role in (~rows.is_validation, rows.is_validation):

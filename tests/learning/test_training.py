@@ -150,3 +150,14 @@ def test_missing_labels_are_left_out(rows: LabelledRows) -> None:
 def test_settings_that_make_no_sense_are_refused(fault: dict[str, object]) -> None:
     with pytest.raises(InputError, match=str(next(iter(fault)))):
         TrainingSettings(**fault)  # type: ignore[arg-type]
+
+
+def test_a_property_that_never_varies_is_predicted_exactly(rows: LabelledRows) -> None:
+    labels = rows.labels.copy()
+    labels[:, 2] = 0.25
+    trained = train_ensemble(
+        replace(rows, labels=labels), replace(SMALL, epochs=2), seed=0, on_progress=lambda p, c: None
+    )
+    mean, std = score_configurations(trained, rows.supercells[0], rows.configurations[:9], device="cpu")
+    np.testing.assert_array_equal(mean[:, 2], 0.25)
+    np.testing.assert_array_equal(std[:, 2], 0.0)
