@@ -16,7 +16,9 @@ laptop. What fixes its energies:
 
 Chemical potentials (`reference`): non-metals in their elemental form (molecules at their relaxed geometry;
 black phosphorus and graphene), other elements from the catalogue's compound in equilibrium with that non-metal,
-``mu_Mo = E(MoS2) - 2 mu_S``: the anion-rich limit. Crystals of the metals are no alternative here, because at
+``mu_Mo = E(MoS2) - 2 mu_S``: the anion-rich limit. Tungsten has WS2 at the sites of MoS2 (their lattice constants
+differ by 0.3 %), so that W_Mo and Mo_W cost what the two metals' exchange costs and not what sulphur and selenium do
+to each other. Crystals of the metals are no alternative here, because at
 the Gamma point the energy of bcc W still moves by 0.16 eV per atom from 54 to 128 atoms, and that of V by 1.3 eV
 from 16 to 54. Indium has the molecule In2: its GFN1 basis becomes linearly dependent in every crystal tried (In,
 InSe, InN, InP, InAs; tblite then fails to solve the eigenvalue problem), so InSe cannot be calculated at this level,
@@ -34,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from screening.defects.catalogue import catalogue_host
-from screening.defects.defect_types import Configuration
+from screening.defects.defect_types import Configuration, DefectType
 from screening.defects.host import Host, Supercell
 from screening.dft.results import CalculationResult, LevelOfTheory
 from screening.errors import CalculationError, InputError, UnknownNameError
@@ -57,14 +59,13 @@ _MOLECULES = {
     "S": "S8",
     "Se": "Se8",
 }
-_COMPOUNDS = {  # element -> host and the supercell it is calculated in, at least 11 angstrom wide
-    "P": ("BP", "4x3"),
-    "B": ("h-BN", "6x6"),
-    "Mo": ("MoS2", "4x4"),
-    "W": ("WSe2", "4x4"),
-    "Ga": ("GaSe", "4x4"),
-    "In": ("InSe", "4x4"),
-    "V": ("V2O5", "4x1"),
+_COMPOUNDS = {  # element -> host, the supercell it is calculated in (at least 11 angstrom wide), whose place it takes
+    "P": ("BP", "4x3", "P"),
+    "B": ("h-BN", "6x6", "B"),
+    "Mo": ("MoS2", "4x4", "Mo"),
+    "W": ("MoS2", "4x4", "Mo"),
+    "Ga": ("GaSe", "4x4", "Ga"),
+    "V": ("V2O5", "4x1", "V"),
 }
 _GRAPHENE = 2.46  # angstrom; 6x6 copies fold the K point onto Gamma
 _BONDS = {"N2": 1.10, "O2": 1.21, "In2": 2.90, "S8": 2.05, "Se8": 2.33}  # angstrom, where the relaxation starts
@@ -128,16 +129,21 @@ def reference(symbol: str, *, relax: bool = False) -> tuple[float, str]:
 
 
 def _from_compound(symbol: str, relax: bool) -> tuple[float, str]:
-    """Chemical potential of an element in equilibrium with a host and its other element's reference."""
-    name, size = _COMPOUNDS[symbol]
+    """Chemical potential of an element in equilibrium with a compound and its other element's reference."""
+    name, size, place = _COMPOUNDS[symbol]
     supercell = Supercell.parse(catalogue_host(name), size)
-    rest = calculate(supercell, Configuration((), ()), relax=relax).energy
-    others = [other for other in supercell.species if other != symbol]
+    sites = [site for site, species in enumerate(supercell.species) if species == place]
+    codes = [] if symbol == place else [DefectType(place, symbol).code] * len(sites)
+    compound = Configuration(tuple(sites[: len(codes)]), tuple(codes))
+    rest = calculate(supercell, compound, relax=relax).energy
+    others = [other for other in supercell.species if other != place]
     rest -= sum(reference(other, relax=relax)[0] for other in others)
     source = f"{size} {name}"
+    if codes:
+        source += f" with {symbol} in place of {place}"
     if others:
-        source += f" in equilibrium with {reference(others[0], relax=relax)[1]}"
-    return rest / (supercell.n_sites - len(others)), source
+        source += f", in equilibrium with {reference(others[0], relax=relax)[1]}"
+    return rest / len(sites), source
 
 
 def _atoms(supercell: Supercell, configuration: Configuration) -> Atoms:

@@ -137,11 +137,20 @@ def test_nothing_is_printed(capfd: pytest.CaptureFixture[str], monkeypatch: pyte
 
 
 def test_a_metal_is_in_equilibrium_with_its_compound_and_the_other_element() -> None:
-    metal, source = xtb.reference("W")
+    gallium, source = xtb.reference("Ga")
     selenium, _ = xtb.reference("Se")
-    supercell = Supercell.parse(catalogue_host("WSe2"), "4x4")
-    assert 16 * metal + 32 * selenium == pytest.approx(xtb.calculate(supercell, PRISTINE).energy, abs=1e-6)
-    assert source == "4x4 WSe2 in equilibrium with Se8 molecule, relaxed"
+    supercell = Supercell.parse(catalogue_host("GaSe"), "4x4")
+    assert 32 * (gallium + selenium) == pytest.approx(xtb.calculate(supercell, PRISTINE).energy, abs=1e-6)
+    assert source == "4x4 GaSe, in equilibrium with Se8 molecule, relaxed"
+
+
+def test_tungsten_is_in_equilibrium_with_ws2() -> None:
+    tungsten, source = xtb.reference("W")
+    sulphur, _ = xtb.reference("S")
+    host = catalogue_host("MoS2")
+    ws2 = Supercell.parse(replace(host, name="WS2", species=("W", "S", "S")), "4x4")
+    assert 16 * tungsten + 32 * sulphur == pytest.approx(xtb.calculate(ws2, PRISTINE).energy, abs=1e-5)
+    assert source == "4x4 MoS2 with W in place of Mo, in equilibrium with S8 molecule, relaxed"
 
 
 @pytest.mark.parametrize(("formula", "bond", "angle"), [("S8", 2.05, 108.0), ("Se8", 2.33, 105.7)])
