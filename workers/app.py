@@ -19,12 +19,12 @@ from typing import Any
 import psutil
 from celery import Celery
 from celery.beat import Scheduler
-from celery.signals import beat_init, worker_init
+from celery.signals import beat_init, celeryd_after_setup, import_modules
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 
 from screening.database.leases import release_dead
-from screening.database.session import address, check_schema, make_engine, session_scope
+from screening.database.session import check_schema, make_engine, session_scope
 from screening.errors import ServiceError
 from screening.pipeline.dispatch import UNITS, announce, claimable_kinds
 from screening.services import addresses, without_password
@@ -86,22 +86,25 @@ class Sweep(Scheduler):
 app = WorkerApplication()
 
 
-@worker_init.connect
-@beat_init.connect
+@import_modules.connect
 def _check_database(**_arguments: Any) -> None:
-    """Refuse to start on a database of another version of this package, or on none."""
+    """Refuse to start on a database of another version of this package, or on none: worker and beat alike."""
     engine = make_engine(app.addresses.database_url)
     try:
         check_schema(engine)
     except ServiceError as error:
-        _logger.critical("refused to start: %s", error)
-        raise SystemExit(1) from error  # Celery logs and forgets every other exception of a signal
+        raise SystemExit(f"refused to start: {error}") from error
     finally:
-        engine.dispose()
-    _logger.info(
-        "database %s, broker %s, device %s",
-        address(engine), without_password(app.addresses.redis_url), app.settings.device,
-    )  # fmt: skip
+        engine.dispose()  # no connection is left to the processes that will be forked
+
+
+@celeryd_after_setup.connect
+@beat_init.connect
+def _log_addresses(**_arguments: Any) -> None:
+    """Say in the log what this process works with."""
+    database = without_password(app.addresses.database_url)
+    broker = without_password(app.addresses.redis_url)
+    _logger.info("database %s, broker %s, device %s", database, broker, app.settings.device)
 
 
 def _runs(pid: int) -> bool:
