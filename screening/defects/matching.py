@@ -39,6 +39,7 @@ LARGEST_DEFECT_FRACTION = 0.25
 _ORIGINS_TRIED = 6
 _CLOSE_VOTE = 0.8  # a distorted host nearly fits its own images; an origin with fewer votes is no rival
 _KNOWN_LATTICES = 256
+_FEWEST_ATOMS, _MOST_ATOMS = 0.7, 1.1  # per site; beyond that a structure has too many defects anyway
 _SAME_STRAIN = 0.01  # supercells whose strains differ by less are told apart by their atoms
 
 
@@ -108,12 +109,13 @@ class Matcher:
         placements = []
         for setting in self._settings_of(structure):
             placements.append(_coordinates(structure, setting))
-            sites = self._sites.assign_unrelaxed(placements[-1], numbers)
-            if sites is not None:
-                return self._configuration(sites, numbers)
-        best = self._best_assignment(placements, numbers)
-        self._check(structure, best)
-        return self._configuration(best.sites, numbers)
+            found = self._sites.assign_unrelaxed(placements[-1], numbers)
+            if found is not None:
+                break
+        else:
+            found = self._best_assignment(placements, numbers)
+        self._check(structure, found)
+        return self._configuration(found.sites, numbers)
 
     def _settings_of(self, structure: Structure) -> tuple[_Setting, ...]:
         """The settings worth trying, one per class under the host's symmetry; remembered by lattice."""
@@ -216,46 +218,64 @@ class Matcher:
 def find_supercell(structure: Structure, hosts: Sequence[Host]) -> Supercell:
     """The supercell, of one of several hosts, that a structure is a defective copy of.
 
-    The lattice decides; where it leaves several (hosts of one lattice constant, a nearly square cell), the one in
-    which the structure has the fewest defects.
+    Lattice and number of atoms decide; where they leave several (hosts of one lattice constant, a nearly square
+    cell), the one in which the structure has the fewest defects, plain repeats before others. If the structure
+    matches none, the plainest is returned, and matching it says what is wrong.
 
     Raises:
-        LatticeError: no supercell of any host has the structure's lattice.
-        StructureError: several have, and the structure matches none of them.
+        LatticeError: no supercell of any host has the structure's lattice and about its number of atoms.
     """
-    candidates = [candidate for host in hosts for candidate in _candidates(structure.lattice, host)]
-    if not candidates:
+    n_atoms = len(structure.species)
+    fitting = [
+        candidate
+        for host in hosts
+        for candidate in _candidates(structure.lattice, host)
+        if _FEWEST_ATOMS * candidate.supercell.n_sites <= n_atoms <= _MOST_ATOMS * candidate.supercell.n_sites
+    ]
+    if not fitting:
         listed = ", ".join(f"{h.name} ({describe_lattice(_vectors(h, h.lattice))})" for h in hosts) or "none"
         raise LatticeError(
             f"structure {structure.name} ({_formula(structure.species)}) has the lattice "
-            f"{describe_lattice(structure.lattice)}, of which no host known here has a supercell within "
-            f"{MAX_STRAIN:.0%}; known hosts: {listed}; add its host first"
+            f"{describe_lattice(structure.lattice)}, of which no host known here has a supercell of about {n_atoms} "
+            f"sites within {MAX_STRAIN:.0%}; known hosts: {listed}; add its host first"
         )
-    least = min(strain for strain, _ in candidates)
-    near = [supercell for strain, supercell in sorted(candidates, key=_strain) if strain <= least + _SAME_STRAIN]
-    if len(near) == 1:
-        return near[0]
-    matched: list[tuple[int, Supercell]] = []
-    reasons = []
-    for supercell in near:
-        try:
-            matched.append((Matcher(supercell).match(structure).n_defects, supercell))
-        except StructureError as error:
-            reasons.append(str(error))
-    if not matched:
-        raise StructureError("; ".join(reasons))
-    return min(matched, key=lambda pair: pair[0])[1]
+    least = min(candidate.strain for candidate in fitting)
+    near = sorted((c for c in fitting if c.strain <= least + _SAME_STRAIN), key=lambda c: (not c.is_plain, c.strain))
+    for plain in (True, False):
+        matched = [
+            (n, c.supercell) for c in near if c.is_plain == plain and (n := _n_defects(structure, c)) is not None
+        ]
+        if matched:
+            return min(matched, key=lambda pair: pair[0])[1]
+    return near[0].supercell
 
 
-def _strain(candidate: tuple[float, Supercell]) -> float:
-    return candidate[0]
+@dataclass(frozen=True, eq=False)
+class _Candidate:
+    """A supercell that has a structure's lattice up to a strain."""
+
+    supercell: Supercell
+    strain: float
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its matrix is diagonal: `8x8`."""
+        return not np.any(self.supercell.matrix - np.diag(np.diag(self.supercell.matrix)))
 
 
-def _candidates(lattice: NDArray[np.float64], host: Host) -> list[tuple[float, Supercell]]:
-    """Supercells of a host that have this lattice, with their strain; one per class under the host's symmetry."""
+def _n_defects(structure: Structure, candidate: _Candidate) -> int | None:
+    """Number of defects of a structure in a candidate; None if it does not match."""
+    try:
+        return Matcher(candidate.supercell).match(structure).n_defects
+    except StructureError:
+        return None
+
+
+def _candidates(lattice: NDArray[np.float64], host: Host) -> list[_Candidate]:
+    """Supercells of a host that have this lattice, one per class under the host's symmetry."""
     n_axes = 2 if host.is_layer else 3
     rotations, _ = unit_cell_operations(host)
-    found: list[tuple[float, Supercell]] = []
+    found: list[_Candidate] = []
     seen: set[bytes] = set()
     for _, frame in _frames(lattice, host):
         maps = lattice_maps(_vectors(host, host.lattice), frame[:n_axes])
@@ -267,7 +287,7 @@ def _candidates(lattice: NDArray[np.float64], host: Host) -> list[tuple[float, S
             seen.update(hermite_normal_form(image).tobytes() for image in images)
             matrix = np.eye(3, dtype=np.int64)
             matrix[:n_axes, :n_axes] = form
-            found.append((lattice_map.strain, Supercell(host, matrix)))
+            found.append(_Candidate(Supercell(host, matrix), lattice_map.strain))
     return found
 
 
@@ -320,8 +340,10 @@ def _supercell_rotations(supercell: Supercell) -> list[NDArray[np.int64]]:
 def _wrong_lattice(structure: Structure, supercell: Supercell) -> str:
     """Why a structure's lattice was refused, and which supercell of the host it looks like."""
     host = supercell.host
-    others = sorted(_candidates(structure.lattice, host), key=_strain)
-    hint = f"it looks like {others[0][1].label}" if others else "no supercell of this host has its lattice"
+    others = [candidate for candidate in _candidates(structure.lattice, host) if candidate.is_plain]
+    hint = "no plain supercell of this host has its lattice"
+    if others:
+        hint = f"it looks like {min(others, key=lambda candidate: candidate.strain).supercell.label}"
     return (
         f"structure {structure.name} ({_formula(structure.species)}) has the lattice "
         f"{describe_lattice(structure.lattice)}; expected {describe_lattice(_vectors(host, supercell.lattice))} "

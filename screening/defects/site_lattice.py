@@ -109,8 +109,8 @@ class SiteLattice:
 
     def assign_unrelaxed(
         self, coordinates: NDArray[np.float64], numbers: NDArray[np.int64]
-    ) -> NDArray[np.int64] | None:  # fmt: skip
-        """Sites (n_atoms,) of atoms that all lie on sites, with fewer defects than unit cells; else None.
+    ) -> Assignment | None:  # fmt: skip
+        """The assignment of atoms that all lie on sites, with fewer defects than unit cells; else None.
 
         One atom of the rarest species fixes the origin, as in a file of ideal positions.
         """
@@ -124,11 +124,13 @@ class SiteLattice:
             squares = (((offsets - cells) @ self.frame) ** 2).sum(-1)
             nearest = squares.argmin(axis=1)
             atoms = np.arange(len(numbers))
-            if squares[atoms, nearest].max() > ON_SITE**2:
+            squares = squares[atoms, nearest]
+            if squares.max() > ON_SITE**2:
                 continue
             sites = self._site_numbers(nearest, cells[atoms, nearest])
-            if len(set(sites.tolist())) == len(sites) and self.count_defects(sites, numbers) < self.supercell.n_cells:
-                return sites
+            n_defects = self.count_defects(sites, numbers)
+            if len(set(sites.tolist())) == len(sites) and n_defects < self.supercell.n_cells:
+                return Assignment(coordinates - origin, sites, n_defects, float(squares.sum()))
         return None
 
     def find_origins(self, coordinates: NDArray[np.float64], numbers: NDArray[np.int64]) -> list[Origin]:
