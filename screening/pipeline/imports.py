@@ -128,8 +128,7 @@ def import_2dmd(
 ) -> list[SubsetReport]:
     """Take in results of 2DMD, each subset in a transaction of its own; what is there already stays as it is.
 
-    A subset with a file that cannot be used stops the import and leaves nothing of itself behind; subsets before
-    it, in the order of `dataset_2dmd.SUBSETS`, are in.
+    A file that cannot be used stops the import; of its subset nothing is in, the subsets before it are.
 
     Args:
         path: folder or zip of a release, or the folder of one subset.
@@ -203,11 +202,8 @@ def _store_subset(session: Session, subset: Subset, matches: Mapping[str, Match]
     _add_pristine(session, stored, subset, level_id=level_id, file_id=files["pristine"])
     ledger, results = _sort_rows(subset, matches, _known_rows(session, subset.name), selection)
     ids = _configuration_ids(session, stored, matches, ledger, selection)
-    chosen = _one_each(session, subset, results, ids, ledger=ledger, supercell_id=stored.id, level_id=level_id)
-    if selection.proposed_only:
-        finished = _finish_open(session, level_id, chosen)
-    else:
-        finished = _finish(session, level_id, chosen)
+    chosen = _one_each(subset, results, ids, _taken(session, stored.id, level_id), ledger)
+    finished = (_finish_open if selection.proposed_only else _finish)(session, level_id, chosen)
     for configuration_id, name in chosen.items():
         if configuration_id in finished:
             ledger.outcomes[name] = "new"
@@ -327,14 +323,8 @@ def _key(match: Match) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return match.configuration.sites, match.configuration.defect_types
 
 
-def _one_each(
-    session: Session, subset: Subset, results: Mapping[str, object], ids: Mapping[str, int], *,
-    ledger: _Ledger, supercell_id: int, level_id: int,
-) -> dict[int, str]:  # fmt: skip
-    """The row whose result each configuration gets: the first one, unless the configuration has a result.
-
-    Rows without a configuration in the database are held back: only proposed calculations are wanted.
-    """
+def _taken(session: Session, supercell_id: int, level_id: int) -> dict[int, tuple[str, float]]:
+    """Name and energy of the result that a configuration has, by its id."""
     result = tables.CalculationResult
     known = session.execute(
         select(tables.Calculation.configuration_id, result.dataset, result.row_name, result.energy)
@@ -342,9 +332,18 @@ def _one_each(
         .join(tables.Configuration, tables.Configuration.id == tables.Calculation.configuration_id)
         .where(tables.Calculation.level_id == level_id, tables.Configuration.supercell_id == supercell_id)
     )
-    taken = {i: (f"{row_name} of {dataset}", energy) for i, dataset, row_name, energy in known}
+    return {i: (f"{row_name} of {dataset}", energy) for i, dataset, row_name, energy in known}
+
+
+def _one_each(
+    subset: Subset, names: Iterable[str], ids: Mapping[str, int], taken: dict[int, tuple[str, float]], ledger: _Ledger
+) -> dict[int, str]:
+    """The row whose result each configuration gets: the first one, unless it is taken.
+
+    Rows without a configuration in the database are held back: only proposed calculations are wanted.
+    """
     chosen: dict[int, str] = {}
-    for name in results:
+    for name in names:
         configuration_id = ids.get(name)
         if configuration_id is None:
             ledger.outcomes[name] = "held_back"
