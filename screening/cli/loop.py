@@ -65,6 +65,7 @@ class _Loop:
 
 Output = Annotated[Path, typer.Option("--output", help="Folder for the ranked table and the plot.")]
 BatchSize = Annotated[int, typer.Option("--n", help="Calculations of the round.")]
+Epochs = Annotated[int, typer.Option("--epochs", help="Passes over the training rows, at most.")]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -73,7 +74,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command("demo-2dmd")(demo_2dmd)
 
 
-def demo(output: Output = Path("demo"), n: BatchSize = 6, as_json: AsJson = False) -> None:
+def demo(output: Output = Path("demo"), n: BatchSize = 6, epochs: Epochs = 300, as_json: AsJson = False) -> None:
     """Run the whole loop on the built-in data: 4x4 MoS2, calculated live with GFN1-xTB."""
     project = Project()
     _start(project)
@@ -87,7 +88,7 @@ def demo(output: Output = Path("demo"), n: BatchSize = 6, as_json: AsJson = Fals
         ),
         n=n,
         only_stored=False,
-        epochs=300,
+        epochs=epochs,
         take_in=lambda: _import_builtin(project),
         calculate=lambda proposals: calculate_stored(project, level=builtin_level()),
     )
@@ -98,7 +99,7 @@ def demo_2dmd(
     path: Annotated[Path, typer.Argument(help="Directory or zip of the public layout of 2DMD.")],
     output: Output = Path("demo-2dmd"),
     n: BatchSize = 20,
-    epochs: Annotated[int, typer.Option(help="Passes over the training rows, at most.")] = 150,
+    epochs: Epochs = 150,
     as_json: AsJson = False,
 ) -> None:
     """Run the whole loop on the DFT data of 2DMD: a part of its results is held back and calculated by looking up."""

@@ -1,0 +1,138 @@
+"""Commands that need no services, and what they say when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from screening.cli.designs import build_query
+from screening.cli.services import parse_workers
+from screening.errors import InputError
+
+MOS2 = ("--host", "MoS2", "--supercell", "8x8", "--types", "v_S,Se_S,v_Mo,W_Mo")
+
+
+def screening(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command in a home without services."""
+    return subprocess.run(
+        [sys.executable, "-c", "from screening.cli import main; main()", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": "/usr/bin:/bin", "SCREENING_HOME": str(home), "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_counts_are_the_exact_numbers_of_the_paper(tmp_path: Path) -> None:
+    """4 + 159 + 13,446, and v_Mo+2v_S 743 (Huang et al., npj 2D Mater. Appl. 7, 6 (2023))."""
+    finished = screening("count", *MOS2, "--max-defects", "3", "--json", home=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    counted = json.loads(finished.stdout)
+    assert counted["total"] == 13_609
+    assert counted["by_defects"] == {"1": 4, "2": 159, "3": 13_446}
+    assert counted["by_composition"]["2*v_S+v_Mo"] == 743
+    assert sum(counted["by_composition"].values()) == 13_609
+
+
+def test_a_composition_needs_no_largest_number(tmp_path: Path) -> None:
+    finished = screening("count", *MOS2, "--composition", "v_S:1,Se_S:1,v_Mo:1", "--json", home=tmp_path)
+    assert json.loads(finished.stdout) == {
+        "total": 1415,
+        "by_defects": {"3": 1415},
+        "by_composition": {"v_S+Se_S+v_Mo": 1415},
+    }
+
+
+def test_enumerating_without_storing_needs_no_services(tmp_path: Path) -> None:
+    finished = screening("enumerate", *MOS2, "--max-defects", "3", "--no-store", "--json", home=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    found = json.loads(finished.stdout)
+    assert found["candidates"] == found["expected"] == 13_609
+    assert set(found) == {"candidates", "expected", "seconds", "per_second", "peak_memory_mb"}
+    assert found["per_second"] == pytest.approx(13_609 / found["seconds"], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("count", "--host", "MoTe2", "--supercell", "8x8", "--types", "v_Te", "--max-defects", "2"),
+            "no host 'MoTe2'",
+        ),
+        (
+            ("count", "--host", "MoS2", "--supercell", "8by8", "--types", "v_S", "--max-defects", "2"),
+            "'8by8' cannot be",
+        ),
+        (
+            ("count", "--host", "MoS2", "--supercell", "8x8", "--types", "v_Te", "--max-defects", "2"),
+            "no site of species",
+        ),
+        (("count", "--host", "MoS2", "--supercell", "8x8", "--types", "sulphur", "--max-defects", "2"), "write v_S"),
+        (("count", *MOS2), "give --max-defects"),
+        (("count", *MOS2, "--composition", "v_S=2"), "write v_S:2,Se_S:1"),
+        (("count", *MOS2, "--composition", "C_S:2"), "names C_S, which is not among"),
+        (("up", "--workers", "many"), "write cpu=1,gpu=1"),
+        (("design", "--host", "MoS2", "--gap", "1.2:1.0"), "low below high"),
+        (("status",), "run `screening up`"),
+        (("host", "add", "nowhere.cif", "--supercell", "4x4"), "no host 'nowhere.cif'"),
+        (("predict", "x.cif", "-o", "x.csv"), "no services are known"),
+    ],
+)
+def test_errors_say_what_to_do(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    finished = screening(*arguments, home=tmp_path / "home")
+    assert message in finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert finished.returncode == (0 if arguments == ("status",) else 1)
+
+
+def test_an_unknown_option_is_a_usage_error(tmp_path: Path) -> None:
+    assert screening("count", "--hosts", "MoS2", home=tmp_path).returncode == 2
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["up", "down", "status", "doctor", "count", "enumerate", "score", "train", "predict", "design", "next", "calculate",
+     "demo", "demo-2dmd", "host add", "host list", "host show", "import 2dmd", "import builtin", "results add",
+     "model list", "model show", "dataset build"],
+)  # fmt: skip
+def test_every_command_explains_itself(command: str, tmp_path: Path) -> None:
+    finished = screening(*command.split(), "--help", home=tmp_path)
+    assert finished.returncode == 0
+    assert "Usage:" in finished.stdout
+    assert "--json" in finished.stdout or command == "dataset build"
+
+
+def test_the_start_of_a_command_imports_nothing_heavy() -> None:
+    heavy = "torch", "pymatgen", "numba", "sqlalchemy", "celery", "matplotlib", "ase", "tblite"
+    code = f"import sys, screening.cli; print([name for name in {heavy!r} if name in sys.modules])"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert finished.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("text", "counts"), [("cpu=2,gpu=1", (2, 1)), ("gpu=3", (0, 3)), ("none", (0, 0))])
+def test_workers_are_read(text: str, counts: tuple[int, int]) -> None:
+    assert parse_workers(text) == {"cpu": counts[0], "gpu": counts[1]}
+
+
+def test_options_become_a_design_query() -> None:
+    query = build_query(
+        host="MoS2", gap="1.0:1.2", window=["total_mag=0.5:"], max_defects=3, sort="formation_energy", highest=True
+    )
+    assert [(w.property, w.low, w.high) for w in query.windows] == [
+        ("homo_lumo_gap_min", 1.0, 1.2),
+        ("total_mag", 0.5, None),
+    ]
+    assert query.direction == "highest"
+
+
+def test_a_faulty_option_of_a_design_query_is_named() -> None:
+    with pytest.raises(InputError, match=r"limit: .*\(found 0\)"):
+        build_query(host="MoS2", limit=0)
+    with pytest.raises(InputError, match="no property is called 'bandgap'"):
+        build_query(host="MoS2", window=["bandgap=1:2"])
+    with pytest.raises(InputError, match="write property=low:high"):
+        build_query(host="MoS2", window=["1:2"])
