@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -229,7 +229,7 @@ def find_supercell(structure: Structure, hosts: Sequence[Host]) -> Supercell:
     fitting = [
         candidate
         for host in hosts
-        for candidate in _candidates(structure.lattice, host)
+        for candidate in _candidates(np.asarray(structure.lattice, np.float64).tobytes(), host)
         if _FEWEST_ATOMS * candidate.supercell.n_sites <= n_atoms <= _MOST_ATOMS * candidate.supercell.n_sites
     ]
     if not fitting:
@@ -257,6 +257,11 @@ class _Candidate:
     supercell: Supercell
     strain: float
 
+    @cached_property
+    def matcher(self) -> Matcher:
+        """The matcher of the supercell."""
+        return Matcher(self.supercell)
+
     @property
     def is_plain(self) -> bool:
         """Whether its matrix is diagonal: `8x8`."""
@@ -266,13 +271,15 @@ class _Candidate:
 def _n_defects(structure: Structure, candidate: _Candidate) -> int | None:
     """Number of defects of a structure in a candidate; None if it does not match."""
     try:
-        return Matcher(candidate.supercell).match(structure).n_defects
+        return candidate.matcher.match(structure).n_defects
     except StructureError:
         return None
 
 
-def _candidates(lattice: NDArray[np.float64], host: Host) -> list[_Candidate]:
-    """Supercells of a host that have this lattice, one per class under the host's symmetry."""
+@lru_cache(maxsize=_KNOWN_LATTICES)  # the structures of one file mostly share their lattice, and this takes 20 ms
+def _candidates(lattice_bytes: bytes, host: Host) -> tuple[_Candidate, ...]:
+    """Supercells of a host that have this lattice (its float64 bytes), one per class under the host's symmetry."""
+    lattice = np.frombuffer(lattice_bytes).reshape(3, 3)
     n_axes = 2 if host.is_layer else 3
     rotations, _ = unit_cell_operations(host)
     found: list[_Candidate] = []
@@ -288,7 +295,7 @@ def _candidates(lattice: NDArray[np.float64], host: Host) -> list[_Candidate]:
             matrix = np.eye(3, dtype=np.int64)
             matrix[:n_axes, :n_axes] = form
             found.append(_Candidate(Supercell(host, matrix), lattice_map.strain))
-    return found
+    return tuple(found)
 
 
 def _hermite_order(found: LatticeMap) -> tuple[float, int, tuple[int, ...]]:
@@ -340,7 +347,11 @@ def _supercell_rotations(supercell: Supercell) -> list[NDArray[np.int64]]:
 def _wrong_lattice(structure: Structure, supercell: Supercell) -> str:
     """Why a structure's lattice was refused, and which supercell of the host it looks like."""
     host = supercell.host
-    others = [candidate for candidate in _candidates(structure.lattice, host) if candidate.is_plain]
+    others = [
+        candidate
+        for candidate in _candidates(np.asarray(structure.lattice, np.float64).tobytes(), host)
+        if candidate.is_plain
+    ]
     hint = "no plain supercell of this host has its lattice"
     if others:
         hint = f"it looks like {min(others, key=lambda candidate: candidate.strain).supercell.label}"

@@ -291,8 +291,11 @@ def _operations(crystal: gemmi.SmallStructure, name: str) -> list[gemmi.Op]:
     """Symmetry operations of a CIF: those it lists, else those of its space group, else the identity."""
     if crystal.symops:
         return [gemmi.Op(triplet) for triplet in crystal.symops]
-    if crystal.spacegroup is not None:
-        return list(crystal.spacegroup.operations())
+    group = crystal.spacegroup
+    if group is None and not crystal.spacegroup_hm.strip(" ?."):
+        group = gemmi.find_spacegroup_by_number(crystal.spacegroup_number)
+    if group is not None:
+        return list(group.operations())
     if crystal.spacegroup_hm.strip(" ?.") or crystal.spacegroup_number:
         raise FileFormatError(
             f"CIF {name} names the space group {crystal.spacegroup_hm or crystal.spacegroup_number}, which is not "
@@ -346,4 +349,6 @@ def _cif_text(
         site.label, site.type_symbol, site.element, site.occ = f"{symbol}{i}", symbol, gemmi.Element(symbol), 1.0
         site.fract = gemmi.Fractional(*position.tolist())
         crystal.add_site(site)
-    return str(crystal.make_cif_block().as_string())
+    block = crystal.make_cif_block()
+    block.init_loop("_symmetry_equiv_pos_", ["as_xyz"]).add_row(["'x, y, z'"])
+    return str(block.as_string())
