@@ -44,7 +44,7 @@ lint: install
 	$(BIN)/lint-imports
 
 bench: install
-	$(BIN)/python -m pytest tests/benchmarks -o python_files='bench_*.py' -q -s
+	$(BIN)/python -m pytest tests/benchmarks -o python_files='bench_*.py' -o python_functions='bench_*' -q
 
 stop:
 	@test ! -x $(BIN)/screening || $(BIN)/screening down

@@ -103,7 +103,7 @@ def demo_2dmd(
     as_json: AsJson = False,
 ) -> None:
     """Run the whole loop on the DFT data of 2DMD: a part of its results is held back and calculated by looking up."""
-    from screening.pipeline.imports import LEVEL
+    from screening.dft.dataset_2dmd import LEVEL
 
     project = Project()
     _start(project)

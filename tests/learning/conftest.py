@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from synthetic import labelled_rows
 
 from screening.learning.dataset import LabelledRows
 from screening.learning.ensemble import Ensemble
-from screening.learning.training import TrainingSettings, train_ensemble
-
-SMALL = TrainingSettings(n_members=3, width=24, epochs=60, device="cpu")
+from screening.learning.training import train_ensemble
+from tests.learning.synthetic import SMALL, labelled_rows
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from synthetic import SINGLE, labelled_rows
 
 from screening.defects.defect_types import Configuration
 from screening.errors import InputError
 from screening.learning.references import extend_references, fit_references, output_labels, outputs_of
+from tests.learning.synthetic import SINGLE, labelled_rows
 
 
 def test_energies_of_defects_that_do_not_interact_are_recovered() -> None:

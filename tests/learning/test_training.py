@@ -7,8 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
-from synthetic import labelled_rows
 
 from screening.errors import InputError
 from screening.learning.artifacts import ensemble_to_bytes
@@ -17,6 +15,7 @@ from screening.learning.ensemble import Ensemble
 from screening.learning.references import fit_references
 from screening.learning.scorer import score_configurations
 from screening.learning.training import Progress, TrainingSettings, train_ensemble
+from tests.learning.synthetic import SMALL, labelled_rows
 
 
 def errors_of(ensemble: Ensemble, rows: LabelledRows) -> np.ndarray:
