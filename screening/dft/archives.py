@@ -8,6 +8,7 @@ far it could be read, never a shorter archive.
 from __future__ import annotations
 
 import gzip
+import io
 import tarfile
 import zipfile
 import zlib
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from stat import S_ISLNK
-from typing import IO
+from typing import IO, cast
 
 from screening.errors import FileFormatError, UnsafeArchiveError
 
@@ -65,6 +66,27 @@ def archive_members(source: Path | IO[bytes], *, limits: ArchiveLimits = DEFAULT
         yield from _members(source, Path(str(getattr(source, "name", "archive"))).name, limits)
 
 
+class _Metered(io.BufferedIOBase):
+    """A stream that gives no more than one member's worth of bytes before the next member begins.
+
+    tarfile reads the names and headers of a member into memory before anybody sees its size.
+    """
+
+    def __init__(self, stream: IO[bytes] | gzip.GzipFile, label: str, limits: ArchiveLimits) -> None:
+        self.n_read = 0
+        self._stream, self._label = stream, label
+        self._most = limits.member_bytes + _MEBIBYTE
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        content = self._stream.read(-1 if size is None else size)
+        self.n_read += len(content)
+        if self.n_read > self._most:
+            raise UnsafeArchiveError(
+                f"{self._label}: a header is longer than {self._most} bytes; expected a plain archive"
+            )
+        return content
+
+
 def _members(stream: IO[bytes], label: str, limits: ArchiveLimits) -> Iterator[tuple[str, bytes]]:
     """The members of an archive, counted and measured."""
     head = _head(stream)
@@ -84,7 +106,7 @@ def _members(stream: IO[bytes], label: str, limits: ArchiveLimits) -> Iterator[t
                     "expected fewer: split it"
                 )
             yield name, content
-    except (EOFError, OSError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
+    except (EOFError, OSError, NotImplementedError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
         raise FileFormatError(
             f"{label} is truncated or damaged ({error}): {n_members} members could be read, the last of them "
             f"{last}; fetch the file again"
@@ -93,9 +115,10 @@ def _members(stream: IO[bytes], label: str, limits: ArchiveLimits) -> Iterator[t
 
 def _tar_members(stream: IO[bytes], label: str, limits: ArchiveLimits) -> Iterator[tuple[str, bytes]]:
     compressed = _head(stream).startswith(_GZIP_MAGIC)
-    plain: IO[bytes] = gzip.GzipFile(fileobj=stream, mode="rb") if compressed else stream  # type: ignore[assignment]
-    with tarfile.open(fileobj=plain, mode="r|") as archive:
+    plain = _Metered(gzip.GzipFile(fileobj=stream, mode="rb") if compressed else stream, label, limits)
+    with tarfile.open(fileobj=cast(IO[bytes], plain), mode="r|") as archive:
         for member in archive:
+            plain.n_read = 0
             _check_path(label, member.name)
             if member.isdir():
                 continue
@@ -122,8 +145,8 @@ def _zip_members(stream: IO[bytes], label: str, limits: ArchiveLimits) -> Iterat
                     f"{label}: {member.filename} is encrypted; expected an archive without a password"
                 )
             _check_size(label, member.filename, member.file_size, limits)
-            with archive.open(member) as content:  # zipfile reads no more than the size that was checked
-                yield member.filename, content.read()
+            with archive.open(member) as content:  # a read without a number would unpack whatever is there at once
+                yield member.filename, content.read(member.file_size + 1)
 
 
 def _check_path(label: str, name: str) -> None:

@@ -3,6 +3,7 @@ import io
 import os
 import stat
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -127,6 +128,31 @@ def test_a_small_file_that_unpacks_to_gigabytes_is_refused_before_it_is_unpacked
         stream.write(bytes(1 << 20))
     with pytest.raises(UnsafeArchiveError, match=r"1048576\.0 MiB; expected at most 256 MiB"):
         list(archive_members(path))
+
+
+def test_a_zip_that_lies_about_a_size_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "bomb.zip", {"x.cif": bytes(64 << 20)})
+    content = path.read_bytes()
+    path.write_bytes(content.replace((64 << 20).to_bytes(4, "little"), (100).to_bytes(4, "little")))
+    tracemalloc.start()
+    with pytest.raises(FileFormatError, match="truncated or damaged"):
+        list(archive_members(path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+def test_a_name_that_unpacks_to_gigabytes_is_refused(tmp_path: Path, kind: bytes) -> None:
+    path = tmp_path / "bomb.tar.gz"
+    member = tarfile.TarInfo("x.cif")
+    member.type, member.size = kind, 1 << 32
+    with gzip.open(path, "wb", compresslevel=1) as stream:
+        stream.write(member.tobuf())
+        for _ in range(8):
+            stream.write(bytes(1 << 20))
+    with pytest.raises(UnsafeArchiveError, match="a header is longer"):
+        list(archive_members(path, limits=ArchiveLimits(member_bytes=1 << 20)))
 
 
 @pytest.mark.parametrize("fraction", [0.3, 0.6, 0.9, 0.99])
