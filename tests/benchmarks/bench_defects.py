@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from screening.defects.catalogue import catalogue_host
 from screening.defects.defect_types import Configuration, parse_defect_types
 from screening.defects.enumeration import SearchSpace, enumerate_space
@@ -37,6 +39,7 @@ def bench_count_and_enumerate(measure: Measure) -> None:
     )
 
 
+@pytest.mark.filterwarnings("ignore:Issues encountered while parsing CIF")  # pymatgen rounds 1/3
 def bench_structures(measure: Measure, tmp_path: Path) -> None:
     """CIFs of 8x8 MoS2 with three defects: read by pymatgen and by gemmi, and matched to the supercell."""
     from pymatgen.io.cif import CifParser
