@@ -198,5 +198,6 @@ def _number(value: object, name: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise InputError(f"its {name} is {value!r}; expected a finite number")
+        shown = str(value) if isinstance(value, float) else repr(value)
+        raise InputError(f"its {name} is {shown}; expected a finite number")
     return number

@@ -20,7 +20,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
-from xml.etree.ElementTree import ParseError
 
 import numpy as np
 import spglib
@@ -56,7 +55,7 @@ def read_vasprun(path: Path) -> FoundResult:
             run = Vasprun(path, parse_dos=False, parse_potcar_file=False)
             energy, problem = _energy_of(run, path)
             found = run.final_structure
-    except (ParseError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (SyntaxError, EOFError, zlib.error, gzip.BadGzipFile) as error:  # XML parsers raise SyntaxError
         raise FileFormatError(f"{path} is cut short or no vasprun.xml ({error}); fetch it again") from error
     except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
         raise FileFormatError(

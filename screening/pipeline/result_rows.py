@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import and_, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -24,7 +24,7 @@ from screening.pipeline.hosts import StoredSupercell, add_configurations
 from screening.pipeline.references import derived_energies
 
 _SAME_ENERGY = 1e-3  # eV; a repeated calculation that differs by more is worth a note
-_OPEN = ("proposed", "waiting", "failed")
+_IS_OPEN = and_(tables.Calculation.state != "finished", tables.Calculation.state != "running")
 _FINISHED: Mapping[str, Any] = {
     "state": "finished", "lease_owner": None, "lease_until": None, "error": None, "finished_at": func.now(),
 }  # fmt: skip
@@ -162,17 +162,14 @@ def record_failures(
     reasons = {i: reason for i, (_, reason) in zip(ids, failures, strict=True)}
     if not reasons:
         return
-    statement = insert(tables.Calculation)
+    statement = insert(tables.Calculation).values(state="failed", finished_at=func.now())
     session.execute(
         statement.on_conflict_do_update(
             index_elements=["configuration_id", "level_id"],
             set_={"state": "failed", "error": statement.excluded.error, "finished_at": func.now()},
-            where=tables.Calculation.state.in_(_OPEN),
+            where=_IS_OPEN,
         ),
-        [
-            {"configuration_id": i, "level_id": level_id, "state": "failed", "error": reason, "finished_at": func.now()}
-            for i, reason in reasons.items()
-        ],
+        [{"configuration_id": i, "level_id": level_id, "error": reason} for i, reason in reasons.items()],
     )
 
 
@@ -228,7 +225,7 @@ def _known_energies(session: Session, level_id: int, configuration_ids: set[int]
         .join(tables.CalculationResult, tables.CalculationResult.calculation_id == tables.Calculation.id)
         .where(tables.Calculation.level_id == level_id, tables.Calculation.configuration_id.in_(configuration_ids))
     )
-    return dict(found.tuples().all())
+    return {row.configuration_id: row.energy for row in found}
 
 
 def _finish(session: Session, level_id: int, configuration_ids: Sequence[int]) -> dict[int, int]:
@@ -237,13 +234,12 @@ def _finish(session: Session, level_id: int, configuration_ids: Sequence[int]) -
         return {}
     statement = (
         insert(tables.Calculation)
-        .on_conflict_do_update(
-            index_elements=["configuration_id", "level_id"], set_=_FINISHED, where=tables.Calculation.state.in_(_OPEN)
-        )
+        .values(_FINISHED)
+        .on_conflict_do_update(index_elements=["configuration_id", "level_id"], set_=_FINISHED, where=_IS_OPEN)
         .returning(tables.Calculation.configuration_id, tables.Calculation.id)
     )
-    rows = [{"configuration_id": i, "level_id": level_id, **_FINISHED} for i in configuration_ids]
-    return dict(session.execute(statement, rows).tuples().all())
+    rows = [{"configuration_id": i, "level_id": level_id} for i in configuration_ids]
+    return {row.configuration_id: row.id for row in session.execute(statement, rows)}
 
 
 def _values(row: NewResult, origin: Origin, calculation_id: int, energies: Mapping[str, float]) -> dict[str, Any]:
