@@ -305,18 +305,6 @@ def count_predictions(session: Session, search_space_id: int, model_id: int) -> 
     )
 
 
-def known_configurations(
-    session: Session, supercell_id: int, level_id: int
-) -> set[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """(sites, defect types) of what is calculated, running or proposed at a level of theory."""
-    rows = session.execute(
-        select(Configuration.sites, Configuration.defect_types)
-        .join(Calculation, Calculation.configuration_id == Configuration.id)
-        .where(Configuration.supercell_id == supercell_id, Calculation.level_id == level_id)
-    )
-    return {(tuple(sites), tuple(types)) for sites, types in rows}
-
-
 def best_value(session: Session, query: DesignQuery, level_id: int) -> float | None:
     """Best calculated value of the property a design query sorts by, among results that satisfy its windows."""
     if query.sort == "probability":
