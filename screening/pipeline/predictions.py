@@ -57,18 +57,11 @@ class _Reader:
 
     def identify(self, structure: Structure) -> tuple[int, Match]:
         """Number of the supercell and match of a structure; -1 where it matches no supercell of any host."""
-        reason = ""
-        for number, matcher in enumerate(self.matchers):
-            try:
-                return number, Match(structure.name, matcher.match(structure))
-            except InputError as error:
-                reason = str(error)
         try:
-            supercell = find_supercell(structure, self.hosts)
-            found = Match(structure.name, Matcher(supercell).match(structure))
+            number = self.number_of(find_supercell(structure, self.hosts))
+            return number, Match(structure.name, self.matchers[number].match(structure))
         except InputError as error:
-            return -1, Match(structure.name, None, reason=reason or str(error))
-        return self.number_of(supercell), found
+            return -1, Match(structure.name, None, reason=str(error))
 
     def number_of(self, supercell: Supercell) -> int:
         """Number of a supercell, remembered if it is new."""
