@@ -113,8 +113,16 @@ def read_result_table(path: Path) -> list[FoundResult]:
     Raises:
         FileFormatError: the file is cut short, or lacks a column.
     """
-    rows = _read_rows(path)
-    return [_from_row(path, row, number) for number, row in enumerate(rows, start=1)]
+    found: dict[str, FoundResult] = {}
+    for number, row in enumerate(_read_rows(path), start=1):
+        result = _from_row(path, row, number)
+        if result.name in found:
+            again = f"row {number}, again {result.name}"
+            result = FoundResult(
+                again, math.nan, problem=f"the table has two rows called {result.name!r}; name each once"
+            )
+        found[result.name] = result
+    return list(found.values())
 
 
 def _from_frame(atoms: Atoms, structure: Structure) -> FoundResult:

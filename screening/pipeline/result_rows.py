@@ -97,10 +97,11 @@ class Ledger:
 def store_results(
     session: Session, stored: StoredSupercell, level_id: int, rows: Sequence[NewResult], *, origin: Origin
 ) -> Ledger:
-    """Take results of a supercell at a level of theory in; what became of each.
+    """Take results of a supercell at a level of theory in; what became of each. Their names are distinct.
 
     Formation energies are derived where the references are there; `incomplete` says where they are not.
     """
+    assert len({row.name for row in rows}) == len(rows)
     ledger = Ledger()
     # one transaction at a time takes results of a supercell in; who adds configurations is not held up
     session.execute(select(tables.Supercell.id).where(tables.Supercell.id == stored.id).with_for_update(key_share=True))

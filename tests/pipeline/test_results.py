@@ -325,13 +325,15 @@ def test_a_table_names_sites_or_structures(clean_engine: Engine, tmp_path: Path)
         "no energy,,4,v_S,,0.9\n"
         "outside,../metal.xyz,,,-1.0,\n"
         "not paired,,4 5,v_S,-93.0,\n"
+        "one,,4 6,v_S v_S,-85.0,\n"
     )
     report = add_result_files(clean_engine, [path], level_name=LEVEL.name, host_name="MoS2")
-    assert (report.read, report.new, report.refused) == (6, 2, 4)
+    assert (report.read, report.new, report.refused) == (7, 2, 5)
     reasons = " | ".join(reason for _, reason in report.refusals)
     assert "v_S is on site 0; 2x2 MoS2 has S on the sites [4, 5" in reasons
     assert "its energy is ''; expected a finite number" in reasons
     assert "../metal.xyz lies outside the table's folder" in reasons
+    assert "the table has two rows called 'one'; name each once" in reasons
     assert "sites '4 5' and defect types 'v_S' do not go together" in reasons
     ((_, note),) = report.notes
     assert "no chemical potential of Mo" in note

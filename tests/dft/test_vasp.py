@@ -1,0 +1,120 @@
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pymatgen.io.vasp.outputs import Vasprun
+
+from screening.defects.host import Supercell
+from screening.defects.matching import Matcher, find_supercell
+from screening.dft.vasp import agree, host_of_bulk, merge, read_vasprun
+from screening.errors import FileFormatError
+
+RUNS = [f"{name}/{part}" for name in ("GaN_Mg_Ga", "GaN_v_N") for part in ("bulk", "defect")]
+
+
+def run_of(shared_data: Path, name: str) -> Path:
+    return shared_data / "vasp" / name / "vasprun.xml.gz"
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_energy_and_levels_are_those_of_pymatgen(shared_data: Path, name: str) -> None:
+    path = run_of(shared_data, name)
+    found = read_vasprun(path)
+    run = Vasprun(path, parse_dos=False, parse_potcar_file=False, separate_spins=True, occu_tol=0.5)
+    gaps, lumos, homos, _ = run.eigenvalue_band_properties
+    assert found.problem is None
+    assert found.energy == pytest.approx(float(run.final_energy))
+    assert found.properties["homo"] == pytest.approx(max(homos))
+    assert found.properties["lumo"] == pytest.approx(min(lumos))
+    assert found.properties["homo_lumo_gap_min"] == pytest.approx(min(gaps))
+    channels = [found.properties["homo_lumo_gap_majority"], found.properties["homo_lumo_gap_minority"]]
+    assert sorted(channels) == pytest.approx(sorted(gaps))
+
+
+def test_the_majority_channel_holds_the_unpaired_electron(shared_data: Path) -> None:
+    donor = read_vasprun(run_of(shared_data, "GaN_v_N/defect")).properties
+    assert donor["total_mag"] == pytest.approx(1.0, abs=1e-3)
+    assert donor["homo_lumo_gap_majority"] < 1.0 < donor["homo_lumo_gap_minority"]  # the donor's level is half full
+
+
+def test_the_level_of_theory_says_functional_cutoff_and_pseudopotentials(shared_data: Path) -> None:
+    level = read_vasprun(run_of(shared_data, "GaN_Mg_Ga/defect")).level
+    assert level is not None
+    assert (level.name, level.code, level.functional) == ("VASP PBEsol 500 eV", "VASP", "PBEsol")
+    assert level.settings["pseudopotentials"] == {
+        "Mg": "PAW_PBE Mg 13Apr2007",
+        "Ga": "PAW_PBE Ga_d 06Jul2010",
+        "N": "PAW_PBE N 08Apr2002",
+    }
+    assert level.settings["k_points"] == "reciprocal 0.25 0.25 0.25 shift 0 0 0"
+    assert level.settings["spin_polarised"] is True
+
+
+def test_levels_agree_by_their_common_elements(shared_data: Path) -> None:
+    bulk, defect, other = (
+        read_vasprun(run_of(shared_data, name)).level for name in ("GaN_Mg_Ga/bulk", "GaN_Mg_Ga/defect", "GaN_v_N/bulk")
+    )
+    assert bulk is not None
+    assert defect is not None
+    assert other is not None
+    assert agree(bulk.settings, defect.settings) == 2
+    assert merge(bulk.settings, defect.settings) == defect.settings
+    assert agree(bulk.settings, other.settings) is None  # another cutoff
+
+
+@pytest.mark.parametrize(("name", "n_cells"), [("GaN_Mg_Ga/bulk", 8), ("GaN_v_N/bulk", 8)])
+def test_a_bulk_run_brings_its_host(shared_data: Path, name: str, n_cells: int) -> None:
+    structure = read_vasprun(run_of(shared_data, name)).structure
+    assert structure is not None
+    host = host_of_bulk(structure)
+    assert host is not None
+    assert (host.name, host.species, host.is_layer) == ("GaN", ("Ga", "Ga", "N", "N"), False)
+    lengths = np.linalg.norm(host.lattice, axis=1)
+    assert lengths == pytest.approx([3.19, 3.19, 5.19], rel=0.02)  # wurtzite, measured
+    supercell = find_supercell(structure, [host])
+    assert (supercell.n_cells, Matcher(supercell).match(structure).n_defects) == (n_cells, 0)
+
+
+@pytest.mark.parametrize("name", ["GaN_Mg_Ga/defect", "GaN_v_N/defect"])
+def test_a_run_of_a_defect_is_no_host(shared_data: Path, name: str) -> None:
+    structure = read_vasprun(run_of(shared_data, name)).structure
+    assert structure is not None
+    assert host_of_bulk(structure) is None
+
+
+@pytest.mark.parametrize(("name", "label"), [("GaN_Mg_Ga", "Mg_Ga"), ("GaN_v_N", "v_N")])
+def test_relaxed_defects_are_found(shared_data: Path, name: str, label: str) -> None:
+    bulk = read_vasprun(run_of(shared_data, f"{name}/bulk")).structure
+    defect = read_vasprun(run_of(shared_data, f"{name}/defect")).structure
+    assert bulk is not None
+    assert defect is not None
+    host = host_of_bulk(bulk)
+    assert host is not None
+    supercell: Supercell = find_supercell(bulk, [host])
+    assert Matcher(supercell).match(defect).composition == label
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.999])
+def test_a_run_cut_short_is_refused(shared_data: Path, tmp_path: Path, share: float) -> None:
+    text = gzip.decompress(run_of(shared_data, "GaN_v_N/bulk").read_bytes())
+    path = tmp_path / "vasprun.xml"
+    path.write_bytes(text[: int(share * len(text))])
+    with pytest.raises(FileFormatError, match="cut short"):
+        read_vasprun(path)
+
+
+def test_a_gzip_cut_short_is_refused(shared_data: Path, tmp_path: Path) -> None:
+    content = run_of(shared_data, "GaN_v_N/bulk").read_bytes()
+    path = tmp_path / "vasprun.xml.gz"
+    path.write_bytes(content[:-200])
+    with pytest.raises(FileFormatError, match="cut short"):
+        read_vasprun(path)
+
+
+def test_a_run_without_a_calculation_is_refused(shared_data: Path, tmp_path: Path) -> None:
+    text = gzip.decompress(run_of(shared_data, "GaN_v_N/bulk").read_bytes()).decode()
+    path = tmp_path / "vasprun.xml"
+    path.write_text(text[: text.index("<calculation>")] + "</modeling>\n")
+    with pytest.raises(FileFormatError, match="no complete total-energy calculation"):
+        read_vasprun(path)
