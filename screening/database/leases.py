@@ -43,9 +43,12 @@ def claim_next(session: Session, table: Unit, owner: str) -> int | None:
 
     Units whose lease ran out for the last allowed time are set aside as failed on the way.
     """
+    hopeless = (
+        select(table.id).where(_is_expired(table), table.attempts >= MAX_ATTEMPTS).with_for_update(skip_locked=True)
+    )
     session.execute(
         update(table)
-        .where(_is_expired(table), table.attempts >= MAX_ATTEMPTS)
+        .where(table.id.in_(hopeless))
         .values(
             state="failed", lease_owner=None, lease_until=None, finished_at=func.now(),
             error=f"the worker died or hung {MAX_ATTEMPTS} times while it held this unit",
@@ -125,9 +128,10 @@ def lease_kept(engine: Engine, table: Unit, unit_id: int, owner: str) -> Iterato
         while not stop.wait(LEASE_S / 3):
             try:
                 with session_scope(engine) as session:
+                    session.execute(select(func.set_config("lock_timeout", f"{1000 * LEASE_S / 3:.0f}ms", True)))
                     extended = _held(session, table, unit_id, owner, lease_until=_lease_end())
-            except (OperationalError, ServiceError):  # the server restarts: try again, the lease may outlive it
-                continue
+            except (OperationalError, ServiceError):
+                continue  # the server restarts, or the block's own transaction holds the row: the lease may outlive it
             if not extended:
                 lost.set()
                 return

@@ -39,8 +39,8 @@ class Ids:
 
 def add_rows(session: Session) -> Ids:
     host = Host(
-        name="MoS2", formula="MoS2", lattice=[3.19, 0.0, 0.0, -1.595, 2.763, 0.0, 0.0, 0.0, 20.0], species=["Mo", "S", "S"],
-        positions=[0.0] * 9, is_layer=True, source="test",
+        name="MoS2", formula="MoS2", lattice=[3.19, 0.0, 0.0, -1.595, 2.763, 0.0, 0.0, 0.0, 20.0],
+        species=["Mo", "S", "S"], positions=[0.0] * 9, is_layer=True, source="test",
     )  # fmt: skip
     level = LevelOfTheory(name="PBE", code="VASP", functional="PBE", settings={}, digest="d1")
     vacancy = Composition(label="v_S", defect_types=[V_S], counts=[1], n_defects=1)

@@ -1,0 +1,245 @@
+"""Design queries against a plain numpy twin that looks at every candidate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from screening.database.bulk_copy import copy_rows
+from screening.database.design_query import DesignQuery, Window, compile_query, to_sql
+from screening.database.tables import PROPERTY_COMMENTS, Candidate
+from screening.errors import InputError
+
+N = 400
+GAP, ENERGY = "homo_lumo_gap_min", "formation_energy_per_site"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What is stored: ids (n,), number of defects (n,), mean and std by property (n,) float32."""
+
+    ids: NDArray[np.int64]
+    n_defects: NDArray[np.int64]
+    mean: dict[str, NDArray[np.float32]]
+    std: dict[str, NDArray[np.float32]]
+
+
+@pytest.fixture
+def stored(session: Session, ids: Any) -> Predictions:
+    """Candidates of one or two defects; means on a grid, so that some lie on the ends of windows and some tie."""
+    rng = np.random.default_rng(7)
+    for n_defects, composition in ((1, ids.vacancy), (2, ids.pair)):
+        sites = np.arange(N // 2 * n_defects, dtype=np.int16).reshape(-1, n_defects)
+        columns = {
+            "search_space_id": np.full(N // 2, ids.search_space, np.int32),
+            "chunk_id": np.full(N // 2, ids.chunk, np.int32),
+            "composition_id": np.full(N // 2, composition, np.int32),
+            "multiplicity": np.ones(N // 2, np.int32),
+            "sites": sites,
+            "defect_types": np.full_like(sites, 2048),
+        }
+        copy_rows(session, "candidates", columns)
+    rows = session.query(Candidate).order_by(Candidate.id).all()
+    mean = {name: (rng.integers(0, 25, N) / 10).astype(np.float32) for name in (GAP, ENERGY, "total_mag")}
+    std = {name: rng.choice([0.0, 0.05, 0.3, 1.0], N).astype(np.float32) for name in mean}
+    found = Predictions(np.array([r.id for r in rows]), np.array([len(r.sites) for r in rows]), mean, std)
+    columns = {"candidate_id": found.ids, "model_id": np.full(N, ids.model, np.int32)}
+    for name in mean:
+        columns |= {f"{name}_mean": mean[name], f"{name}_std": std[name]}
+    copy_rows(session, "predictions", columns)
+    return found
+
+
+def probabilities(stored: Predictions, query: DesignQuery) -> NDArray[np.float64]:
+    """Product of the integrals of normal distributions over the windows, candidate by candidate."""
+    found = np.ones(N)
+    for window in query.windows:
+        for row in range(N):
+            mean = float(stored.mean[window.property][row])
+            std = max(float(stored.std[window.property][row]), 1e-6)
+            ends = (-math.inf if window.low is None else window.low, math.inf if window.high is None else window.high)
+            low, high = (0.5 * math.erfc((mean - end) / (std * math.sqrt(2))) for end in ends)
+            found[row] *= high - low
+    return found
+
+
+def twin(stored: Predictions, query: DesignQuery) -> list[tuple[int, float]]:
+    """Candidates in their order, with the probability rounded as it is shown."""
+    probability = probabilities(stored, query)
+    wanted = probability >= query.confidence - 1e-12 if query.windows else np.ones(N, bool)
+    if query.max_defects is not None:
+        wanted &= stored.n_defects <= query.max_defects
+    rows = np.flatnonzero(wanted)
+    if query.sort == "probability":
+        key = -np.round(probability[rows], 6)
+    else:
+        key = stored.mean[query.sort][rows] * (1 if query.direction == "lowest" else -1)
+    rows = rows[np.lexsort((stored.ids[rows], key))][: query.limit]
+    return [(int(stored.ids[row]), round(float(probability[row]), 6)) for row in rows]
+
+
+QUERIES = {
+    "no window": DesignQuery(host="MoS2"),
+    "one window": DesignQuery(host="MoS2", windows=(Window(property=GAP, low=1.0, high=1.23),), limit=1000),
+    "open above": DesignQuery(host="MoS2", windows=(Window(property=GAP, low=1.55),), limit=1000),
+    "open below": DesignQuery(host="MoS2", windows=(Window(property=GAP, high=1.17),), limit=1000),
+    "two windows": DesignQuery(
+        host="MoS2", windows=(Window(property=GAP, low=0.85, high=2.05), Window(property=ENERGY, high=1.83)), limit=1000
+    ),
+    "the same property twice": DesignQuery(
+        host="MoS2", windows=(Window(property=GAP, low=0.85), Window(property=GAP, high=1.75)), limit=1000
+    ),
+    "little confidence": DesignQuery(
+        host="MoS2", windows=(Window(property=GAP, low=1.0, high=1.23),), confidence=0.05, limit=1000
+    ),
+    "no confidence": DesignQuery(
+        host="MoS2", windows=(Window(property=GAP, low=1.0, high=1.23),), confidence=0.0, limit=1000
+    ),
+    "much confidence": DesignQuery(
+        host="MoS2", windows=(Window(property=GAP, low=0.5, high=2.0), Window(property=ENERGY, low=0.33)),
+        confidence=0.95, limit=1000,
+    ),
+    "few defects, highest first": DesignQuery(
+        host="MoS2", max_defects=1, windows=(Window(property=GAP, low=1.0),), sort="total_mag", direction="highest",
+        limit=17,
+    ),
+    "by probability": DesignQuery(
+        host="MoS2", windows=(Window(property=GAP, low=1.03, high=1.94),), sort="probability", limit=60
+    ),
+}  # fmt: skip
+
+
+def rows_of(session: Session, ids: Any, query: DesignQuery) -> list[tuple[int, float]]:
+    statement = compile_query(query, model_id=ids.model, search_space_id=ids.search_space)
+    return [(row.candidate, row.probability) for row in session.execute(statement)]
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_rows_order_and_probability_are_those_of_the_plain_twin(
+    session: Session, ids: Any, stored: Predictions, name: str
+) -> None:
+    expected = twin(stored, QUERIES[name])
+    found = rows_of(session, ids, QUERIES[name])
+    assert len(expected) > 5
+    assert [candidate for candidate, _ in found] == [candidate for candidate, _ in expected]
+    np.testing.assert_allclose([p for _, p in found], [p for _, p in expected], atol=1.01e-6)
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_the_printed_sql_gives_the_same_rows(session: Session, ids: Any, stored: Predictions, name: str) -> None:
+    statement = compile_query(QUERIES[name], model_id=ids.model, search_space_id=ids.search_space)
+    printed = to_sql(statement)
+    assert printed.count("SELECT") == 2
+    driver = session.connection().connection.driver_connection
+    assert isinstance(driver, psycopg.Connection)
+    found = driver.execute(printed.encode()).fetchall()
+    assert found == [tuple(row) for row in session.execute(statement)]
+
+
+def test_a_window_whose_end_is_the_mean_holds_half_of_it(session: Session, ids: Any, stored: Predictions) -> None:
+    on_the_end = np.flatnonzero(stored.mean[GAP] == np.float32(1.5))  # exact in binary
+    query = DesignQuery(host="MoS2", windows=(Window(property=GAP, low=1.5),), confidence=0.5, limit=1000)
+    found = dict(rows_of(session, ids, query))
+    assert len(on_the_end) > 0
+    assert {found[int(stored.ids[row])] for row in on_the_end} == {0.5}
+
+
+def test_candidates_of_other_models_and_search_spaces_are_left_out(
+    session: Session, ids: Any, stored: Predictions
+) -> None:
+    for model_id, search_space_id in ((ids.model + 1, ids.search_space), (ids.model, ids.search_space + 1)):
+        statement = compile_query(QUERIES["no window"], model_id=model_id, search_space_id=search_space_id)
+        assert session.execute(statement).all() == []
+
+
+def test_candidates_without_the_property_come_last_and_satisfy_no_window(
+    session: Session, ids: Any, stored: Predictions
+) -> None:
+    session.execute(
+        text(f"UPDATE predictions SET {GAP}_mean = NULL, {GAP}_std = NULL WHERE candidate_id = :id"),
+        {"id": int(stored.ids[0])},
+    )
+    everything = rows_of(session, ids, DesignQuery(host="MoS2", sort=GAP, limit=1000))
+    assert everything[-1][0] == stored.ids[0]
+    for confidence in (0.0, 0.5):
+        query = DesignQuery(host="MoS2", windows=(Window(property=GAP, low=-99.0),), confidence=confidence, limit=1000)
+        assert stored.ids[0] not in dict(rows_of(session, ids, query))
+        assert len(rows_of(session, ids, query)) == N - 1
+
+
+def test_a_finished_calculation_at_the_level_of_the_model_is_shown(
+    session: Session, ids: Any, stored: Predictions
+) -> None:
+    def calculated() -> list[int]:
+        statement = compile_query(
+            DesignQuery(host="MoS2", limit=1000), model_id=ids.model, search_space_id=ids.search_space
+        )
+        return [row.sites[0] for row in session.execute(statement) if row.calculated]
+
+    session.execute(
+        text(
+            "INSERT INTO configurations (supercell_id, composition_id, n_defects, sites, defect_types, multiplicity) "
+            "VALUES (:supercell, :vacancy, 1, '{17}', '{2048}', 1), (:supercell, :vacancy, 1, '{18}', '{2112}', 1)"
+        ),
+        vars(ids),
+    )
+    session.execute(
+        text("INSERT INTO calculations (configuration_id, level_id) SELECT id, :level FROM configurations"), vars(ids)
+    )
+    assert calculated() == []
+    session.execute(text("UPDATE calculations SET state = 'finished'"))
+    assert calculated() == [17]  # on site 18 the calculation is of another defect
+    session.execute(
+        text(
+            "INSERT INTO levels_of_theory (name, code, functional, settings, digest) "
+            "VALUES ('HSE', 'VASP', 'HSE06', '{}', 'd2')"
+        )
+    )
+    session.execute(text("UPDATE calculations SET level_id = (SELECT id FROM levels_of_theory WHERE name = 'HSE')"))
+    assert calculated() == []
+
+
+@pytest.mark.parametrize(
+    ("text_", "low", "high"),
+    [("1.0:1.2", 1.0, 1.2), ("1:", 1.0, None), (":-0.5", None, -0.5), (" 1e-1 : 2 ", 0.1, 2.0)],
+)
+def test_a_window_is_read_from_text(text_: str, low: float | None, high: float | None) -> None:
+    found = Window.parse(GAP, text_)
+    assert (found.low, found.high) == (low, high)
+
+
+@pytest.mark.parametrize("text_", ["", ":", "1.2", "1.2:1.0", "1:1", "1:2:3", "a:b", "nan:1", "1:inf"])
+def test_text_that_is_no_window_is_an_input_error(text_: str) -> None:
+    with pytest.raises(InputError, match="is no window on homo_lumo_gap_min; write low:high"):
+        Window.parse(GAP, text_)
+
+
+def test_an_unknown_property_is_an_input_error_that_names_those_there_are() -> None:
+    for make in (
+        lambda: Window.parse("band_gap", "1:2"),
+        lambda: Window(property="band_gap", low=1.0),
+        lambda: DesignQuery(host="MoS2", sort="band_gap"),
+    ):
+        with pytest.raises(InputError, match="no property is called 'band_gap'") as caught:
+            make()
+        assert all(name in str(caught.value) for name in PROPERTY_COMMENTS)
+
+
+@pytest.mark.parametrize("wrong", [{"limit": 0}, {"confidence": 1.0}, {"max_defects": 0}, {"unknown": 1}])
+def test_a_query_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        DesignQuery(host="MoS2", **wrong)
+
+
+def test_a_query_survives_json() -> None:
+    query = QUERIES["much confidence"]
+    assert DesignQuery.model_validate_json(query.model_dump_json()) == query

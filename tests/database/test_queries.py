@@ -1,0 +1,273 @@
+"""Named reads and small writes: adding twice is harmless, mixing levels of theory is not."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, func, select, text
+from sqlalchemy.orm import Session
+
+from screening.database import queries
+from screening.database.design_query import DesignQuery, Window
+from screening.database.session import session_scope
+from screening.database.tables import (
+    Calculation,
+    CalculationResult,
+    Candidate,
+    Chunk,
+    Configuration,
+    DefectType,
+    Host,
+    LevelOfTheory,
+    ModelTrainingResult,
+    Prediction,
+    ScoringChunk,
+    SearchSpace,
+    TrainedModel,
+)
+from screening.errors import InputError, LevelOfTheoryError, UnknownNameError
+
+LEVEL = {"name": "HSE", "code": "VASP", "functional": "HSE06", "settings": {"encut": 500}, "digest": "d2"}
+
+
+def configuration(ids: Any, sites: list[int]) -> dict[str, Any]:
+    return {
+        "composition_id": ids.vacancy if len(sites) == 1 else ids.pair, "n_defects": len(sites), "sites": sites,
+        "defect_types": [2048] * len(sites), "multiplicity": 128,
+    }  # fmt: skip
+
+
+def add_result(session: Session, ids: Any, sites: list[int], **columns: Any) -> int:
+    """A finished calculation of a configuration; its result's id."""
+    found = queries.configuration_ids(session, ids.supercell, [configuration(ids, sites)])
+    identifier = found[tuple(sites), (2048,) * len(sites)]
+    calculation = Calculation(configuration_id=identifier, level_id=columns.pop("level", ids.level), state="finished")
+    session.add(calculation)
+    session.flush()
+    result = CalculationResult(
+        calculation_id=calculation.id, row_name=str(sites), **{"dataset": "d", "energy": -1.0} | columns
+    )
+    session.add(result)
+    session.flush()
+    return result.id
+
+
+def test_a_host_is_found_by_name_and_an_unknown_one_names_those_there_are(session: Session, ids: Any) -> None:
+    assert queries.get_host(session, "MoS2").id == ids.host
+    assert queries.find_host(session, "WSe2") is None
+    with pytest.raises(UnknownNameError, match=r"no host 'WSe2'; it has MoS2: `screening host add WSe2`"):
+        queries.get_host(session, "WSe2")
+
+
+def test_adding_the_same_row_twice_gives_the_same_id(session: Session, ids: Any) -> None:
+    key = {
+        "supercell_id": ids.supercell,
+        "defect_types": [2048],
+        "min_defects": 1,
+        "max_defects": 2,
+        "composition": None,
+    }
+    first = queries.get_or_add(session, SearchSpace, key, expected=3)
+    assert queries.get_or_add(session, SearchSpace, key, expected=3) == first
+    other = queries.get_or_add(session, SearchSpace, key | {"composition": [2]}, expected=1)
+    assert other != first
+
+
+def test_threads_that_add_the_same_rows_at_once_agree(clean_engine: Engine, committed_ids: Any) -> None:
+    rows = [configuration(committed_ids, [site]) for site in range(300)]
+    found: list[dict[Any, int]] = []
+
+    def add(order: int) -> None:
+        with session_scope(clean_engine) as session:
+            found.append(queries.configuration_ids(session, committed_ids.supercell, rows[::order]))
+
+    threads = [threading.Thread(target=add, args=(order,)) for order in (1, -1, 1, -1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert all(ids == found[0] for ids in found)
+    with session_scope(clean_engine) as session:
+        assert session.scalar(select(func.count()).select_from(Configuration)) == 300
+
+
+def test_configurations_are_added_beyond_one_statement_and_known_ones_keep_their_id(session: Session, ids: Any) -> None:
+    first = queries.configuration_ids(session, ids.supercell, [configuration(ids, [5])])
+    rows = [configuration(ids, [left, right]) for left in range(80) for right in range(100, 180)]
+    found = queries.configuration_ids(session, ids.supercell, rows)
+    assert len(found) == 6401
+    assert found[(5,), (2048,)] == first[(5,), (2048,)]
+
+
+def test_defect_types_and_compositions_may_be_added_again(session: Session, ids: Any) -> None:
+    queries.add_defect_types(session, [{"id": 2048, "name": "v_S", "removed": "S", "added": None}])
+    queries.add_defect_types(session, [])
+    assert session.scalar(select(func.count()).select_from(DefectType)) == 2
+    rows = {
+        "v_S": {"defect_types": [2048], "counts": [1], "n_defects": 1},
+        "2*v_S": {"defect_types": [2048], "counts": [2], "n_defects": 2},
+    }
+    found = queries.composition_ids(session, rows)
+    assert found["v_S"] == ids.vacancy
+    assert set(found) == set(rows)
+    assert queries.composition_ids(session, rows) == found
+    assert queries.composition_ids(session, {}) == {}
+
+
+def test_a_level_of_theory_is_added_once_and_its_name_is_not_used_for_others(session: Session, ids: Any) -> None:
+    level = queries.add_level(session, **LEVEL)
+    assert queries.add_level(session, **LEVEL) == level
+    assert queries.level_id_of(session, "HSE") == level
+    with pytest.raises(LevelOfTheoryError, match="'HSE' is known with other settings"):
+        queries.add_level(session, **LEVEL | {"digest": "d3", "settings": {"encut": 400}})
+    with pytest.raises(UnknownNameError, match="'PBE0'; known are HSE, PBE"):
+        queries.level_id_of(session, "PBE0")
+    assert session.scalar(select(func.count()).select_from(LevelOfTheory)) == 2
+
+
+def test_chemical_potentials_of_a_level_must_agree(session: Session, ids: Any) -> None:
+    queries.add_chemical_potentials(session, ids.level, {"S": (-4.1, "S8"), "Mo": (-10.9, "bcc")})
+    queries.add_chemical_potentials(session, ids.level, {"S": (-4.1 + 1e-8, "S8"), "Se": (-3.5, "Se8")})
+    assert queries.chemical_potentials(session, ids.level) == {"S": -4.1, "Mo": -10.9, "Se": -3.5}
+    with pytest.raises(LevelOfTheoryError, match=r"of S is -4\.100000 eV in the database and -4\.200000 eV"):
+        queries.add_chemical_potentials(session, ids.level, {"S": (-4.2, "S8")})
+
+
+def test_a_source_file_is_known_by_its_hash(session: Session) -> None:
+    first = queries.add_source_file(session, sha256="a", path="x", kind="csv", size=1, version="1")
+    assert queries.add_source_file(session, sha256="a", path="moved", kind="csv", size=1, version="1") == first
+    assert queries.add_source_file(session, sha256="b", path="x", kind="csv", size=1, version="1") != first
+
+
+def test_the_pristine_energy_is_that_of_the_level(session: Session, ids: Any) -> None:
+    assert queries.pristine_energy(session, ids.supercell, ids.level) is None
+    add_result(session, ids, [3], energy=-100.0)
+    add_result(session, ids, [], energy=-200.0)
+    hse = queries.add_level(session, **LEVEL)
+    assert queries.pristine_energy(session, ids.supercell, ids.level) == -200.0
+    assert queries.pristine_energy(session, ids.supercell, hse) is None
+
+
+def test_labelled_rows_are_those_of_one_level_without_the_pristine_one(session: Session, ids: Any) -> None:
+    hse = queries.add_level(session, **LEVEL)
+    add_result(session, ids, [])
+    first, second = add_result(session, ids, [3]), add_result(session, ids, [3, 4], dataset="other")
+    third = add_result(session, ids, [3], level=hse, dataset="hse")
+
+    def found(**selection: Any) -> list[int]:
+        return [row[0].id for row in queries.labelled_rows(session, **selection)]
+
+    assert found(level_id=ids.level) == [first, second]
+    assert found(level_id=hse) == [third]
+    assert found(level_id=ids.level, datasets=["other"]) == [second]
+    assert found(level_id=ids.level, host_ids=[ids.host]) == [first, second]
+    assert found(level_id=ids.level, host_ids=[ids.host + 1]) == []
+    _, supercell, sites, types = queries.labelled_rows(session, level_id=ids.level)[1]
+    assert (supercell, sites, types) == (ids.supercell, [3, 4], [2048, 2048])
+
+
+def test_the_newest_finished_model_is_taken_unless_one_is_named(session: Session, ids: Any) -> None:
+    with pytest.raises(UnknownNameError, match="no trained model is there; known are m1"):
+        queries.model_by_name(session, None)
+    with pytest.raises(InputError, match="model m1 is waiting"):
+        queries.model_by_name(session, "m1")
+    with pytest.raises(UnknownNameError, match="no trained model is called 'm9'; known are m1"):
+        queries.model_by_name(session, "m9")
+    for name in ("m2", "m3"):
+        session.add(
+            TrainedModel(
+                name=name, level_id=ids.level, properties=["homo"], settings={}, seed=1, state="finished", weights=b"w"
+            )
+        )
+        session.flush()
+    assert queries.model_by_name(session, None).name == "m3"
+    assert queries.model_by_name(session, "m2").name == "m2"
+
+
+def test_a_model_knows_the_supercells_that_it_learnt_from(session: Session, ids: Any) -> None:
+    assert queries.training_hosts(session, ids.model) == set()
+    result = add_result(session, ids, [3])
+    session.add(ModelTrainingResult(model_id=ids.model, result_id=result, role="train"))
+    session.flush()
+    assert queries.training_hosts(session, ids.model) == {ids.supercell}
+
+
+def test_the_only_supercell_need_not_be_named(session: Session, ids: Any) -> None:
+    assert queries.supercell_id_of(session, "MoS2", None) == ids.supercell
+    assert queries.supercell_id_of(session, "MoS2", "8x8") == ids.supercell
+    with pytest.raises(UnknownNameError, match="host MoS2 has no supercell 5x5; it has 8x8"):
+        queries.supercell_id_of(session, "MoS2", "5x5")
+    session.execute(
+        text(
+            "INSERT INTO supercells (host_id, matrix, label, n_sites, n_operations) "
+            "VALUES (:host, '{4,0,0,0,4,0,0,0,1}', '4x4', 48, 192)"
+        ),
+        vars(ids),
+    )
+    with pytest.raises(InputError, match="has the supercells 8x8, 4x4; choose one"):
+        queries.supercell_id_of(session, "MoS2", None)
+    session.add(
+        Host(name="BN", formula="BN", lattice=[1.0] * 9, species=["B"], positions=[0.0] * 3, is_layer=True, source="t")
+    )
+    session.flush()
+    with pytest.raises(UnknownNameError, match="host BN has no supercell ; it has none"):
+        queries.supercell_id_of(session, "BN", None)
+
+
+def test_a_search_space_is_scored_when_every_chunk_is(session: Session, ids: Any) -> None:
+    scoring = ScoringChunk(model_id=ids.model, chunk_id=ids.chunk)
+    session.add(scoring)
+    session.flush()
+    assert queries.scored_search_space(session, ids.model, ids.supercell) is None
+    scoring.state, scoring.n_predictions = "finished", 0
+    session.flush()
+    assert queries.scored_search_space(session, ids.model, ids.supercell) == ids.search_space
+    assert queries.scored_search_space(session, ids.model + 1, ids.supercell) is None
+    session.add(Chunk(search_space_id=ids.search_space, number=1, n_defects=1, prefix_sites=[], prefix_defect_types=[]))
+    session.flush()
+    assert queries.scored_search_space(session, ids.model, ids.supercell) is None
+
+
+def test_a_search_space_without_chunks_is_not_scored(session: Session, ids: Any) -> None:
+    session.execute(text("DELETE FROM chunks"))
+    assert queries.scored_search_space(session, ids.model, ids.supercell) is None
+
+
+def test_candidates_and_predictions_are_counted(session: Session, ids: Any) -> None:
+    for site in range(3):
+        session.add(
+            Candidate(
+                search_space_id=ids.search_space, chunk_id=ids.chunk, composition_id=ids.vacancy, multiplicity=1,
+                sites=[site], defect_types=[2048],
+            )
+        )  # fmt: skip
+    session.flush()
+    first = session.scalars(select(Candidate.id).order_by(Candidate.id)).first()
+    session.add(Prediction(candidate_id=first, model_id=ids.model))
+    session.flush()
+    assert queries.count_candidates(session, ids.search_space) == 3
+    assert queries.count_candidates(session, ids.search_space + 1) == 0
+    assert queries.count_predictions(session, ids.search_space, ids.model) == 1
+    assert queries.count_predictions(session, ids.search_space, ids.model + 1) == 0
+
+
+def test_the_best_value_is_that_of_results_inside_the_windows(session: Session, ids: Any) -> None:
+    for site, (energy, gap) in enumerate([(1.0, 0.5), (2.0, 1.5), (3.0, 1.6), (0.5, None)]):
+        add_result(session, ids, [site], formation_energy_per_site=energy, homo_lumo_gap_min=gap)
+    add_result(session, ids, [7, 8], formation_energy_per_site=0.1, homo_lumo_gap_min=1.5)
+    add_result(session, ids, [], formation_energy_per_site=0.0, homo_lumo_gap_min=1.5)
+
+    def best(**query: Any) -> float | None:
+        return queries.best_value(session, DesignQuery(host="MoS2", **query), ids.level)
+
+    window = (Window(property="homo_lumo_gap_min", low=1.0),)
+    assert best() == 0.1
+    assert best(max_defects=1) == 0.5
+    assert best(max_defects=1, windows=window) == 2.0
+    assert best(max_defects=1, windows=window, direction="highest") == 3.0
+    assert best(windows=(Window(property="homo_lumo_gap_min", high=0.1),)) is None
+    assert best(sort="probability") is None
+    assert queries.best_value(session, DesignQuery(host="WSe2"), ids.level) is None
