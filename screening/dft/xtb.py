@@ -92,7 +92,7 @@ def level_of_theory(relax: bool = False) -> LevelOfTheory:
 def calculate(supercell: Supercell, configuration: Configuration, *, relax: bool = False) -> CalculationResult:
     """Energy, HOMO, LUMO and gaps of a configuration, at ideal sites or relaxed in the fixed cell.
 
-    About 2.5 s on one core for 4x4 MoS2 at ideal sites, 20 to 100 times that with relaxation.
+    About 2.5 s on one core for 4x4 MoS2 at ideal sites, 5 to 15 times that with relaxation (2 to 16 steps).
 
     Raises:
         CalculationError: the self-consistency or the relaxation does not converge, or no electron is left.
