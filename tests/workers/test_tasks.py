@@ -16,13 +16,15 @@ from sqlalchemy import Engine, func, select, text
 from screening import services
 from screening.database import leases, tables
 from screening.database.session import session_scope
-from screening.defects.defect_types import parse_defect_types
+from screening.defects.defect_types import Configuration, parse_defect_types
 from screening.defects.enumeration import SearchSpace
+from screening.dft import xtb
 from screening.errors import ServiceError
 from screening.pipeline import models, searches
 from screening.pipeline.dispatch import announce
 from screening.pipeline.hosts import add_configurations, add_supercell
 from screening.pipeline.models import TrainingRequest, submit_training
+from screening.pipeline.references import add_level
 from screening.services import addresses, start_workers, status
 from screening.settings import Settings
 from tests.synthetic_results import LEVEL, add_results, mos2, random_configurations
@@ -152,6 +154,35 @@ def test_a_dead_workers_unit_does_not_wait_for_its_lease(project: Settings, clea
     start_workers(project, cpu=1, gpu=0)
     wait_until(lambda: progress(clean_engine, space_id).is_over, project)
     assert time.monotonic() - started < left.total_seconds()
+
+
+def test_a_worker_calculates_and_takes_the_result_in(project: Settings, clean_engine: Engine) -> None:
+    with session_scope(clean_engine) as session:
+        stored = add_supercell(session, mos2("3x3"))
+        sulphur = stored.supercell.species.index("S")
+        (v_s,) = parse_defect_types("v_S")
+        (configuration_id,) = add_configurations(session, stored, [Configuration((sulphur,), (v_s.code,))])
+        level_id = add_level(session, xtb.level_of_theory())
+        session.add(tables.Calculation(configuration_id=configuration_id, level_id=level_id, state="waiting"))
+    start_workers(project, cpu=1, gpu=0)
+
+    def states() -> list[str]:
+        with session_scope(clean_engine) as session:
+            statement = select(tables.Calculation.state).where(tables.Calculation.configuration_id == configuration_id)
+            return list(session.scalars(statement))
+
+    wait_until(lambda: not set(states()) & {"waiting", "running"}, project)
+    assert states() == ["finished"]
+    with session_scope(clean_engine) as session:
+        (result,) = session.scalars(
+            select(tables.CalculationResult)
+            .join(tables.Calculation, tables.Calculation.id == tables.CalculationResult.calculation_id)
+            .where(tables.Calculation.configuration_id == configuration_id)
+        ).all()
+        assert result.formation_energy is not None
+        assert 0.0 < result.formation_energy < 10.0  # a sulphur vacancy costs energy: 2 to 3 eV in DFT
+        assert result.homo_lumo_gap_min is not None
+        assert 0.0 < result.homo_lumo_gap_min < 2.07  # the vacancy's level lies in the gap of the pristine layer
 
 
 def test_a_worker_outlives_a_database_that_drops_its_connections(project: Settings, clean_engine: Engine) -> None:
