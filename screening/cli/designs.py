@@ -168,6 +168,7 @@ def print_proposals(proposals: list[dict[str, Any]]) -> None:
 def calculate(
     level: LevelName = None,
     limit: Annotated[int | None, typer.Option("--limit", help="Calculations at most.")] = None,
+    failed_too: Annotated[bool, typer.Option("--retry-failed", help="Also those that failed before.")] = False,
     wait: Wait = True,
     as_json: AsJson = False,
 ) -> None:
@@ -175,7 +176,7 @@ def calculate(
 
     Exit code 1 if one of them failed; its reason is kept.
     """
-    found = calculate_stored(Project(), level=level, limit=limit, wait=wait)
+    found = calculate_stored(Project(), level=level, limit=limit, failed_too=failed_too, wait=wait)
     if as_json:
         print_json({"calculations": found})
     elif not found:
@@ -187,14 +188,19 @@ def calculate(
 
 
 def calculate_stored(
-    project: Project, *, level: str | None = None, limit: int | None = None, wait: bool = True
+    project: Project,
+    *,
+    level: str | None = None,
+    limit: int | None = None,
+    failed_too: bool = False,
+    wait: bool = True,
 ) -> list[dict[str, Any]]:
     """Release proposed calculations and wait for them; one row each."""
     from screening.database.listings import calculation_rows
     from screening.pipeline.rounds import release_calculations
 
     with project.transaction() as session:
-        ids = release_calculations(session, level or builtin_level(), limit)
+        ids = release_calculations(session, level or builtin_level(), limit, failed_too=failed_too)
     if not ids:
         return []
     project.announce("calculate")

@@ -108,9 +108,8 @@ def _work(project: Project) -> list[dict[str, Any]]:
     rows = []
     with project.transaction() as session:
         for kind, table in UNITS.items():
-            counts: dict[str, int] = dict(
-                session.execute(select(table.state, func.count()).group_by(table.state)).tuples().all()
-            )
+            grouped = session.execute(select(table.state, func.count()).group_by(table.state))
+            counts: dict[str, int] = {row[0]: row[1] for row in grouped}
             if counts:
                 states = ("waiting", "running", "finished", "failed")
                 rows.append({"kind": kind, **{state: counts.get(state, 0) for state in states}})

@@ -215,10 +215,11 @@ def model_by_name(session: Session, name: str | None) -> TrainedModel:
         statement = statement.where(TrainedModel.name == name)
     model = session.scalar(statement)
     if model is None:
-        known = session.scalars(select(TrainedModel.name).order_by(TrainedModel.id)).all()
+        known = session.execute(select(TrainedModel.name, TrainedModel.state).order_by(TrainedModel.id))
+        listed = ", ".join(f"{row.name} ({row.state})" for row in known) or "none"
         raise UnknownNameError(
-            f"no trained model {'is there' if name is None else f'is called {name!r}'}; "
-            f"known are {', '.join(known) or 'none'}: `screening train`"
+            f"no model {'is finished' if name is None else f'is called {name!r}'}; there are: {listed}; "
+            "train one with `screening train`"
         )
     if model.state != "finished":
         raise InputError(f"model {model.name} is {model.state} ({model.error or 'no error'}); wait, or train again")

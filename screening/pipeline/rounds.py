@@ -96,18 +96,25 @@ def propose(
     return [_store_proposal(session, stored, pool, round_, int(i), worth[i]) for i in chosen]
 
 
-def release_calculations(session: Session, level_name: str, limit: int | None = None) -> list[int]:
-    """Hand proposed calculations of a level of theory to the workers; their ids."""
+def release_calculations(
+    session: Session, level_name: str, limit: int | None = None, *, failed_too: bool = False
+) -> list[int]:
+    """Hand proposed calculations of a level of theory, and failed ones if wanted, to the workers; their ids."""
     level_id = queries.level_id_of(session, level_name)
+    states = ("proposed", "failed") if failed_too else ("proposed",)
     proposed = (
         select(tables.Calculation.id)
-        .where(tables.Calculation.level_id == level_id, tables.Calculation.state == "proposed")
+        .where(tables.Calculation.level_id == level_id, tables.Calculation.state.in_(states))
         .order_by(tables.Calculation.id)
         .limit(limit)
         .with_for_update()
     )
     ids = session.scalars(proposed).all()
-    session.execute(update(tables.Calculation).where(tables.Calculation.id.in_(ids)).values(state="waiting"))
+    session.execute(
+        update(tables.Calculation)
+        .where(tables.Calculation.id.in_(ids))
+        .values(state="waiting", attempts=0, error=None, started_at=None, finished_at=None)
+    )
     return list(ids)
 
 

@@ -170,11 +170,11 @@ def test_labelled_rows_are_those_of_one_level_without_the_pristine_one(session: 
 
 
 def test_the_newest_finished_model_is_taken_unless_one_is_named(session: Session, ids: Any) -> None:
-    with pytest.raises(UnknownNameError, match="no trained model is there; known are m1"):
+    with pytest.raises(UnknownNameError, match="no model is finished; there are: m1"):
         queries.model_by_name(session, None)
     with pytest.raises(InputError, match="model m1 is waiting"):
         queries.model_by_name(session, "m1")
-    with pytest.raises(UnknownNameError, match="no trained model is called 'm9'; known are m1"):
+    with pytest.raises(UnknownNameError, match="no model is called 'm9'; there are: m1"):
         queries.model_by_name(session, "m9")
     for name in ("m2", "m3"):
         session.add(

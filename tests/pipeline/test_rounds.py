@@ -2,7 +2,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from sqlalchemy import Engine, select, update
+from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 
 from screening.database import leases, tables
@@ -166,6 +166,15 @@ def test_proposals_are_released_in_order_up_to_a_limit(session: Session) -> None
     assert release_calculations(session, level, 2) == proposed[:2]
     assert release_calculations(session, level) == proposed[2:]
     assert release_calculations(session, level) == []
+    session.execute(
+        update(tables.Calculation)
+        .where(tables.Calculation.id == proposed[0])
+        .values(state="failed", attempts=3, error="did not converge", finished_at=func.now())
+    )
+    assert release_calculations(session, level) == []
+    assert release_calculations(session, level, failed_too=True) == proposed[:1]
+    again = session.get_one(tables.Calculation, proposed[0], populate_existing=True)
+    assert (again.state, again.attempts, again.error) == ("waiting", 0, None)
     assert {row.state for row in calculations(session, proposed)} == {"waiting"}
 
 
