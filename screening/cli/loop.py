@@ -7,8 +7,10 @@ already is used: a second run starts from the newest model and adds another roun
 from __future__ import annotations
 
 import csv
+import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -92,7 +94,7 @@ def demo(output: Output = Path("demo"), n: BatchSize = 6, epochs: Epochs = 300, 
         take_in=lambda: _import_builtin(project),
         calculate=lambda proposals: calculate_stored(project, level=builtin_level()),
     )
-    _run(project, loop, output, as_json=as_json)
+    _show(project, loop, output, as_json=as_json)
 
 
 def demo_2dmd(
@@ -121,7 +123,7 @@ def demo_2dmd(
         take_in=lambda: _import_2dmd(project, path),
         calculate=lambda proposals: _look_up(project, path, proposals),
     )
-    _run(project, loop, output, as_json=as_json)
+    _show(project, loop, output, as_json=as_json)
 
 
 def _start(project: Project) -> None:
@@ -129,7 +131,15 @@ def _start(project: Project) -> None:
     start_services(project, "cpu=1,gpu=1")
 
 
-def _run(project: Project, loop: _Loop, output: Path, *, as_json: bool) -> None:
+def _show(project: Project, loop: _Loop, output: Path, *, as_json: bool) -> None:
+    """Run the loop; for a program print one JSON object, and what people read to the standard error."""
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        summary = _run(project, loop, output)
+    if as_json:
+        print_json(summary)
+
+
+def _run(project: Project, loop: _Loop, output: Path) -> dict[str, Any]:
     started = time.monotonic()
     output.mkdir(parents=True, exist_ok=True)
     _say(loop.take_in())
@@ -147,40 +157,40 @@ def _run(project: Project, loop: _Loop, output: Path, *, as_json: bool) -> None:
     print_proposals(proposals)
     calculated = loop.calculate(proposals)
     if all(row["state"] != "finished" for row in calculated):
-        raise ScreeningError(f"no calculation of the round finished, the first says: {calculated[0]['error']}")
+        raise ScreeningError(f"no calculation of the round finished; they are: {calculated}")
     _say("calculated")
     print_calculations(calculated)
-    comparison, plot = _plot(project, loop, model, output)
+    compared, plot = _plot(project, loop, model, output)
     retrained = _train(project, loop, parent=model)
     score_stored(project, space, retrained)
     rows = _rank(project, loop.query, retrained)
-    _finish(project, loop, output, rows, as_json=as_json, summary={
-        "candidates": found["candidates"], "model": model, "retrained": retrained, "proposals": proposals,
-        "calculated": calculated, "compared": comparison, "plot": str(plot), "rows": rows,
-        "seconds": round(time.monotonic() - started, 1),
-    })  # fmt: skip
-
-
-def _finish(
-    project: Project, loop: _Loop, output: Path, rows: list[dict[str, Any]], *, as_json: bool, summary: dict[str, Any]
-) -> None:
-    """The ranked table on the screen and in a file, and how to go on."""
+    _say(f"ranked by {retrained}, which has learnt from the new results: {_describe(loop.query)}")
+    print_ranking(rows, loop.query)
     table = output / "ranking.csv"
-    with table.open("w", newline="") as file:
+    _write_table(table, rows)
+    seconds = round(time.monotonic() - started, 1)
+    _print_end(project, table, plot, seconds)
+    return {
+        "candidates": found["candidates"], "model": model, "retrained": retrained, "proposals": proposals,
+        "calculated": calculated, "compared": compared, "table": table, "plot": plot, "rows": rows, "seconds": seconds,
+    }  # fmt: skip
+
+
+def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else ["candidate"])
         writer.writeheader()
         writer.writerows(rows)
-    if as_json:
-        print_json(summary)
-        return
-    _say(f"ranked by {summary['retrained']}, which has learnt from the new results: {_describe(loop.query)}")
-    print_ranking(rows, loop.query)
-    print(f"\ntable  {table}\nplot   {summary['plot']}")
+
+
+def _print_end(project: Project, table: Path, plot: Path, seconds: float) -> None:
+    """Where things are, and how to go on."""
     from screening.services import without_password
 
+    print(f"\ntable  {table}\nplot   {plot}")
     print(f"left running: {without_password(project.addresses.database_url)}, its broker and its workers")
-    print("`screening status` shows them (.venv/bin/screening), `screening down` or `make stop` stops them")
-    print(f"done in {summary['seconds']:.0f} s; another run adds another round")
+    print("`.venv/bin/screening status` shows them, `.venv/bin/screening down` or `make stop` stops them")
+    print(f"done in {seconds:.0f} s; another run adds another round")
 
 
 def _newest_model(project: Project, loop: _Loop) -> str | None:
