@@ -25,7 +25,6 @@ from screening.database.tables import (
     DefectType,
     Host,
     LevelOfTheory,
-    ModelTrainingResult,
     Prediction,
     ScoringChunk,
     SearchSpace,
@@ -224,20 +223,6 @@ def model_by_name(session: Session, name: str | None) -> TrainedModel:
     if model.state != "finished":
         raise InputError(f"model {model.name} is {model.state} ({model.error or 'no error'}); wait, or train again")
     return model
-
-
-def training_hosts(session: Session, model_id: int) -> set[int]:
-    """Ids of the supercells whose results a model learnt from."""
-    return set(
-        session.scalars(
-            select(Configuration.supercell_id)
-            .distinct()
-            .join(Calculation, Calculation.configuration_id == Configuration.id)
-            .join(CalculationResult, CalculationResult.calculation_id == Calculation.id)
-            .join(ModelTrainingResult, ModelTrainingResult.result_id == CalculationResult.id)
-            .where(ModelTrainingResult.model_id == model_id)
-        )
-    )
 
 
 def supercell_id_of(session: Session, host_name: str, label: str | None) -> int:

@@ -21,7 +21,6 @@ from screening.database.tables import (
     DefectType,
     Host,
     LevelOfTheory,
-    ModelTrainingResult,
     Prediction,
     ScoringChunk,
     SearchSpace,
@@ -185,14 +184,6 @@ def test_the_newest_finished_model_is_taken_unless_one_is_named(session: Session
         session.flush()
     assert queries.model_by_name(session, None).name == "m3"
     assert queries.model_by_name(session, "m2").name == "m2"
-
-
-def test_a_model_knows_the_supercells_that_it_learnt_from(session: Session, ids: Any) -> None:
-    assert queries.training_hosts(session, ids.model) == set()
-    result = add_result(session, ids, [3])
-    session.add(ModelTrainingResult(model_id=ids.model, result_id=result, role="train"))
-    session.flush()
-    assert queries.training_hosts(session, ids.model) == {ids.supercell}
 
 
 def test_the_only_supercell_need_not_be_named(session: Session, ids: Any) -> None:
