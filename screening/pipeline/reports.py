@@ -104,7 +104,7 @@ def plot_parity(rows: Sequence[ComparedRow], properties: Sequence[str], path: Pa
                 axes.errorbar(
                     [row.value for row in some], [row.mean for row in some], yerr=[row.std for row in some],
                     fmt="o", markersize=3 if kind == "validation" else 6, elinewidth=0.8, color=colour, alpha=0.8,
-                    label=f"{_NAMES[kind]}: {len(some)}, MAE {1000 * mae:.0f} meV",
+                    label=f"{_NAMES[kind]}: {len(some)}, MAE {1000 * mae:.1f} meV",
                     zorder=2 if kind == "validation" else 3,
                 )  # fmt: skip
         ends = [value for row in of_property for value in (row.value, row.mean)] or [0.0, 1.0]

@@ -242,7 +242,7 @@ def _store_proposal(
     (configuration_id,) = add_configurations(session, stored, [configuration])
     reason = (
         f"probability {pool.probability[i]:.2f} that every window holds, predicted "
-        f"{pool.mean[i]:.3f} +- {pool.std[i]:.3f}, worth {worth:.4f}"
+        f"{pool.mean[i]:.3f} +- {pool.std[i]:.3f}, worth {worth:.2g}"
     )
     calculation_id = session.scalar(
         insert(tables.Calculation)
