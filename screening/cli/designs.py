@@ -238,6 +238,9 @@ def results_add(
         typer.Option("--level", help="Level of theory of extxyz and CSV files; VASP runs say it themselves."),
     ] = None,
     host: Annotated[str | None, typer.Option("--host", help="Host of the structures, where it is not clear.")] = None,
+    mu: Annotated[
+        list[str] | None, typer.Option("--mu", help="Chemical potential in eV per atom: Mg=-1.5; may be repeated.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Take in finished calculations; a file that was taken in before changes nothing.
@@ -248,12 +251,24 @@ def results_add(
 
     from screening.pipeline.results import add_result_files
 
-    report = add_result_files(Project().engine, paths, level_name=level, host_name=host)
+    potentials = dict(_chemical_potential(text) for text in mu or ())
+    report = add_result_files(Project().engine, paths, level_name=level, host_name=host, chemical_potentials=potentials)
     if as_json:
         print_json(asdict(report))
     else:
         print(f"read {report.read}, new {report.new}, known {report.known}, refused {report.refused}")
+        for text in report.notes:
+            print(text)
         for name, reason in report.refusals:
             note(f"refused {name}: {reason}")
     if report.refused:
         raise typer.Exit(1)
+
+
+def _chemical_potential(text: str) -> tuple[str, float]:
+    """Read `Mg=-1.5`."""
+    symbol, _, energy = text.partition("=")
+    try:
+        return symbol.strip(), float(energy)
+    except ValueError as error:
+        raise InputError(f"--mu {text!r} cannot be read; write element=eV per atom: Mg=-1.5") from error

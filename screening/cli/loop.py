@@ -86,7 +86,7 @@ def demo(output: Output = Path("demo"), n: BatchSize = 6, epochs: Epochs = 300, 
         supercell="4x4",
         dataset=None,
         query=build_query(
-            host="MoS2", supercell="4x4", gap="0.9:1.2", max_defects=MAX_DEFECTS, sort="formation_energy_per_site"
+            host="MoS2", supercell="4x4", gap="0.95:1.2", max_defects=MAX_DEFECTS, sort="formation_energy_per_site"
         ),
         n=n,
         only_stored=False,

@@ -18,7 +18,7 @@ from screening.defects.host import Supercell
 from screening.dft.structures import write_structure
 
 SPACE = ("--host", "MoS2", "--supercell", "4x4", "--types", "v_S,Se_S,v_Mo,W_Mo", "--max-defects", "3")
-N_CANDIDATES = 1003  # 4 + 63 + 936 by Burnside's lemma
+N_CANDIDATES = 1003  # 4 + 53 + 946 by Burnside's lemma
 PROPERTIES = ("formation_energy", "formation_energy_per_site", "homo_lumo_gap_min", "homo", "lumo")
 
 
