@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
+LIKENESS = 0.25  # of the median distance; rows nearer than this tell much the same
+
 _SMALLEST_STD = 1e-9
 
 
@@ -27,19 +29,19 @@ def choose_batch(worth: NDArray[np.float64], features: NDArray[np.float64], n: i
     """Choose up to n rows of high worth that are unlike each other, best first.
 
     Greedy: each step takes the row with the largest worth times ``1 - exp(-d^2 / 2 l^2)``, d its distance to the
-    nearest row taken so far and l the median distance of all rows, so that an equal configuration is never
-    taken twice and a nearly equal one only when it is worth far more (local penalisation, Gonzalez et al.,
-    AISTATS 2016, in its simplest form).
+    nearest row taken so far and l a quarter of the median distance of all rows, so that an equal configuration is
+    never taken twice and a nearly equal one only when it is worth far more (local penalisation, Gonzalez et al.,
+    AISTATS 2016, in its simplest form). Rows of no worth come last.
 
     Args:
         worth: (m,), larger is better.
         features: (m, k), what makes rows alike.
     """
     scaled = features / np.maximum(features.std(axis=0), 1e-9)
-    length = _median_distance(scaled)
+    length = LIKENESS * _median_distance(scaled)
     novelty = np.ones(len(worth))
     open_rows = np.ones(len(worth), bool)
-    floor = max(float(np.max(worth, initial=0.0)), 1.0) * 1e-12  # among rows of no worth, novelty decides
+    floor = 1e-12 * (float(np.max(worth, initial=0.0)) or 1.0)  # among rows of no worth, novelty decides
     chosen: list[int] = []
     while len(chosen) < min(n, len(worth)):
         value = np.where(open_rows, (worth + floor) * novelty, -np.inf)

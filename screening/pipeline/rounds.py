@@ -54,8 +54,10 @@ def propose(
     """Choose the next calculations for a design query and store them as a round, at the level the model learnt.
 
     A candidate's worth is the probability that every window holds times the improvement that is to be expected
-    of the property the query sorts by (Jones et al., J. Glob. Optim. 13, 455 (1998)); the batch is spread over
-    unlike configurations. What has a calculation at this level, whatever became of it, is never chosen.
+    of the property the query sorts by (Jones et al., J. Glob. Optim. 13, 455 (1998)), over the best value known or
+    over the n-th best prediction where that is worse: once the best is found, its neighbours in the ranking are
+    still worth calculating. The batch is spread over unlike configurations. What has a calculation at this level,
+    whatever became of it, is never chosen.
 
     Args:
         only_stored: choose only among configurations that an import brought without a result.
@@ -88,7 +90,7 @@ def propose(
     stored = load_supercell(session, supercell_id)
     best = queries.best_value(session, query, model.level_id)
     order = np.random.default_rng(seed).permutation(len(pool.candidate_ids))
-    worth = _worth(pool, query, best)
+    worth = _worth(pool, query, best, n=n)
     chosen = order[_choose(worth[order], [pool.configurations[i] for i in order], stored.supercell, n=n)]
     round_ = tables.Round(model_id=model.id, level_id=model.level_id, query=query.model_dump(mode="json"), seed=seed)
     session.add(round_)
@@ -193,14 +195,17 @@ def _property_to_improve(query: DesignQuery) -> str:
     return query.windows[0].property if query.windows else "formation_energy_per_site"
 
 
-def _worth(pool: _Pool, query: DesignQuery, best: float | None) -> NDArray[np.float64]:
+def _worth(pool: _Pool, query: DesignQuery, best: float | None, *, n: int) -> NDArray[np.float64]:
     """What the calculation of each row of the pool is worth; `best` is the best value known."""
     from screening.learning.acquisition import expected_improvement
 
     if query.sort == "probability":  # where it is least certain whether the windows hold, the likelier first
         return pool.probability * (1.0 - pool.probability) + 1e-3 * pool.probability
     sign = -1.0 if query.direction == "highest" else 1.0
-    target = sign * best if best is not None else float(np.median(sign * pool.mean))
+    likely = pool.probability >= min(0.5, np.sort(pool.probability)[-n:][0])
+    target = float(np.sort(sign * pool.mean[likely])[:n][-1])
+    if best is not None:
+        target = max(target, sign * best)
     return np.asarray(pool.probability * expected_improvement(sign * pool.mean, pool.std, target), np.float64)
 
 

@@ -22,7 +22,7 @@ def test_without_spread_the_improvement_is_the_difference() -> None:
 
 
 def test_a_batch_starts_with_the_best_and_never_takes_equal_rows() -> None:
-    features = np.array([[0.0], [0.0], [0.01], [5.0], [10.0]])
+    features = np.array([[0.0], [0.0], [0.01], [4.0], [9.0]])
     worth = np.array([1.0, 1.0, 0.99, 0.5, 0.1])
     assert choose_batch(worth, features, 3).tolist() == [0, 3, 4]
 
@@ -31,6 +31,12 @@ def test_worth_decides_among_rows_that_are_far_apart() -> None:
     features = np.eye(6) * 10
     worth = np.array([0.1, 0.6, 0.3, 0.9, 0.2, 0.5])
     assert choose_batch(worth, features, 4).tolist() == [3, 1, 5, 2]
+
+
+def test_rows_of_no_worth_come_last_however_unlike_they_are() -> None:
+    features = np.array([[0.0], [0.1], [0.2], [100.0]])
+    worth = np.array([1e-9, 5e-10, 2e-10, 0.0])
+    assert choose_batch(worth, features, 4).tolist()[3] == 3
 
 
 @pytest.mark.parametrize("n", [0, 1, 5, 50])
