@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,7 @@ def ensemble_to_bytes(ensemble: Ensemble) -> bytes:
     return pack(tensors, card)
 
 
+@lru_cache(maxsize=4)  # chunk after chunk is scored by one model
 def ensemble_from_bytes(packed: bytes) -> Ensemble:
     """The ensemble of safetensors bytes.
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -96,8 +95,3 @@ def calibrate(
         floors.append(float(floor.ravel()[best]))
         factors.append(float(factor.ravel()[best]))
     return Calibration(np.array(floors), np.array(factors))
-
-
-def on_device(network: SparseDefectNetwork, device: torch.device) -> SparseDefectNetwork:
-    """The network on a device, ready to predict."""
-    return network.to(device).eval()

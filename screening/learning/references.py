@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,13 +52,20 @@ class References:
             InputError: a host or a defect type that the references do not know.
         """
         offsets = np.empty((len(hosts), len(self.outputs)))
-        rows = {host: h for h, host in enumerate(self.hosts)}
-        columns = {code: c for c, code in enumerate(self.codes)}
         for i, (host, configuration) in enumerate(zip(hosts, configurations, strict=True)):
-            self.check(host, configuration.defect_types)
-            h = rows[host]
-            offsets[i] = self.means[h]
-            offsets[i, 0] = self.energies[h, [columns[code] for code in configuration.defect_types]].mean()
+            offsets[i] = self.block_offsets(host, np.array([configuration.defect_types]))
+        return offsets
+
+    def block_offsets(self, host: str, defect_types: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
+        """(n, n_outputs) float64: what the references say of (n, k) codes in one host.
+
+        Raises:
+            InputError: a host or a defect type that the references do not know.
+        """
+        self.check(host, np.unique(defect_types).tolist())
+        h = self.hosts.index(host)
+        offsets = np.repeat(self.means[h][None], len(defect_types), axis=0)
+        offsets[:, 0] = self.energies[h][np.searchsorted(self.codes, defect_types)].mean(axis=1)
         return offsets
 
     def standardise(self, labels: NDArray[np.float64], offsets: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -91,7 +99,11 @@ class References:
 
 
 def fit_references(rows: LabelledRows) -> References:
-    """Fit references on the training rows."""
+    """Fit references on the training rows.
+
+    Raises:
+        InputError: a host has no value of a property.
+    """
     outputs = outputs_of(rows.properties)
     values = output_labels(rows, outputs)
     hosts = tuple(dict.fromkeys(supercell.host.name for supercell in rows.supercells))
@@ -102,14 +114,19 @@ def fit_references(rows: LabelledRows) -> References:
     means = np.zeros((len(hosts), len(outputs)))
     remainder = np.full(values.shape, np.nan)
     shares = _shares(rows.configurations, codes)
+    has_energies = bool(np.isfinite(values[:, 0]).any())  # chemical potentials may be unknown altogether
     for h in range(len(hosts)):
         of_host = host_of_row == h
         chosen = of_host & train & np.isfinite(values[:, 0])
+        if has_energies and not chosen.any():
+            raise InputError(f"no training row of {hosts[h]} has a formation energy; leave this property out")
         energies[h], fitted = _fit_energies(shares[of_host & train], shares[chosen], values[chosen, 0])
         remainder[of_host, 0] = values[of_host, 0] - shares[of_host] @ fitted
         for p in range(1, len(outputs)):
-            known = values[of_host & train, p]
-            means[h, p] = np.nanmean(known) if np.isfinite(known).any() else 0.0
+            known = values[of_host & train & np.isfinite(values[:, p]), p]
+            if not len(known):
+                raise InputError(f"no training row of {hosts[h]} has a value of {outputs[p]}; leave this property out")
+            means[h, p] = known.mean()
             remainder[of_host, p] = values[of_host, p] - means[h, p]
     scales = np.array([_scale(remainder[train, p]) for p in range(len(outputs))])
     return References(hosts, codes, outputs, energies, means, scales)
@@ -140,7 +157,8 @@ def extend_references(old: References, rows: LabelledRows) -> References:
             for code, energy in zip(references.codes, references.energies[h], strict=True):
                 if np.isfinite(energy):
                     energies[row, codes.index(code)] = energy
-    return References(hosts, codes, old.outputs, energies, means, old.scales)
+    scales = np.where(old.scales > 0, old.scales, new.scales)  # what never varied may do so now
+    return References(hosts, codes, old.outputs, energies, means, scales)
 
 
 def outputs_of(properties: Sequence[str]) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ def score_block(
         return np.empty((0, len(ensemble.properties))), np.empty((0, len(ensemble.properties)))
     host = supercell.host.name
     references = ensemble.references
-    references.check(host, np.unique(defect_types).tolist())
+    offsets = references.block_offsets(host, defect_types)
     where = choose_device(device)
     network = ensemble.network.to(where).eval()
     table = pair_features(supercell)
@@ -52,9 +52,6 @@ def score_block(
         stop = start + rows_per_batch
         graphs = block_graphs(table, sites[start:stop], defect_types[start:stop], number)
         outputs.append(network(graphs.to(where)).cpu())
-    energies = references.energies[number][np.searchsorted(references.codes, defect_types)]  # (n, k)
-    offsets = np.repeat(references.means[number][None], n_rows, axis=0)
-    offsets[:, 0] = energies.mean(axis=1)
     return ensemble.predict(torch.cat(outputs, dim=1), offsets, np.full(n_rows, k))
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,50 +22,18 @@ from screening.errors import InputError
 from screening.learning.artifacts import pack, references_from, references_to_card, references_to_tensors, unpack
 from screening.learning.dataset import LabelledRows
 from screening.learning.ensemble import Calibration, Ensemble, calibrate
-from screening.learning.gnn import Architecture, SparseDefectNetwork
+from screening.learning.gnn import Architecture, MemberLinear, SparseDefectNetwork
 from screening.learning.graph import Graphs, pair_features, ragged_graphs, select_graphs
 from screening.learning.references import References, extend_references, fit_references, output_labels
+from screening.learning.settings import TrainingSettings
 
 WARM_UP = 0.02  # share of the steps
 LAST_RATE = 0.01  # share of the learning rate at the end of the cosine
 AVERAGE_DECAY = 0.999  # of the averaged weights
 HUBER = 0.1  # errors below this share of a group's spread count quadratically
 SMALLEST_GROUP_SCALE = 0.02  # of the overall scale; a group of nearly equal labels must not rule the loss
-RETRAINING = 0.3  # share of epochs and learning rate when a training starts from a finished model
+RETRAINING = 0.3  # share of the learning rate when a training starts from a finished model
 _EVALUATION_ROWS = 2048
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How to train.
-
-    Attributes:
-        n_members: networks of the ensemble.
-        epochs: passes over the training rows, at most.
-        patience: epochs without improvement of any member before training stops; a third of `epochs` if 0.
-        max_minutes: time after which the learning rate has come down and training ends; no limit if 0.
-        device: `auto` (CUDA where it is), `cpu` or `cuda`.
-    """
-
-    n_members: int = 4
-    width: int = 64
-    n_blocks: int = 2
-    epochs: int = 300
-    patience: int = 0
-    batch_rows: int = 128
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-3
-    max_minutes: float = 0.0
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        for name in ("n_members", "width", "n_blocks", "epochs", "batch_rows", "learning_rate"):
-            if getattr(self, name) <= 0:
-                raise InputError(f"training setting {name} is {getattr(self, name)}; it must be positive")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise InputError(f"training setting device is {self.device!r}; choose auto, cpu or cuda")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise InputError("training setting device is cuda, but torch sees no GPU here; choose auto or cpu")
 
 
 @dataclass(frozen=True)
@@ -143,7 +111,6 @@ def train_ensemble(
             n_members=start_from.n_members,
             width=start_from.network.architecture.width,
             n_blocks=start_from.network.architecture.n_blocks,
-            epochs=max(1, round(settings.epochs * RETRAINING)),
             learning_rate=settings.learning_rate * RETRAINING,
         )
     device = choose_device(settings.device)
@@ -174,12 +141,18 @@ def train_ensemble(
             {n: float(e) for n, e in zip(references.outputs, errors, strict=True) if np.isfinite(e)},
             state.elapsed_s,
         )
-        on_progress(progress, lambda: _checkpoint(state, references, settings))
+        on_progress(progress, lambda: _checkpoint(state, references))
     return _finish(state, validation, references, rows.properties)
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a setting: `auto` takes a GPU where there is one."""
+    """The device of a setting: `auto` takes a GPU where there is one.
+
+    Raises:
+        InputError: `cuda` is wanted and torch sees no GPU.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("the device shall be cuda, but torch sees no GPU here; choose auto or cpu")
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
@@ -200,10 +173,11 @@ def _train_epoch(state: _State, data: _Data, settings: TrainingSettings, total_s
         for group in state.optimizer.param_groups:
             group["lr"] = settings.learning_rate * _rate(min(done, 1.0))
         outputs = state.network(select_graphs(data.graphs, chosen))  # (n_members, n, n_outputs)
-        errors = (outputs - data.targets[chosen]) / data.scales[chosen]
-        known = torch.isfinite(errors)
-        huber = ((torch.where(known, errors, 0.0) ** 2 + HUBER**2).sqrt() - HUBER) * known
-        loss = huber.sum() / known.sum().clamp(min=1)
+        targets = data.targets[chosen]  # (n, n_outputs)
+        known = torch.isfinite(targets)
+        errors = (outputs - targets.nan_to_num()) / data.scales[chosen]
+        huber = ((errors**2 + HUBER**2).sqrt() - HUBER) * known
+        loss = huber.sum() / (known.sum() * len(outputs)).clamp(min=1)
         state.optimizer.zero_grad()
         torch.autograd.backward(loss * settings.n_members)  # each member's gradient as if it were alone
         state.optimizer.step()
@@ -223,9 +197,10 @@ def _move_average(state: _State) -> None:
 @torch.no_grad()
 def _keep_best(state: _State, outputs: Tensor, validation: _Data) -> None:
     """Keep the averaged weights of the members that have become better on the validation rows."""
-    errors = ((outputs - validation.targets) / validation.scales).abs()  # (n_members, n, n_outputs)
-    weights = torch.where(torch.isfinite(errors), validation.weights[None, :, None], 0.0)
-    error = (torch.nan_to_num(errors) * weights).sum(dim=(1, 2)) / weights.sum(dim=(1, 2))
+    known = torch.isfinite(validation.targets)
+    errors = ((outputs - validation.targets.nan_to_num()) / validation.scales).abs()  # (n_members, n, n_outputs)
+    weights = validation.weights[:, None] * known  # (n, n_outputs)
+    error = (errors * weights).sum(dim=(1, 2)) / weights.sum()
     better = error < state.best_error
     state.stale_epochs = 0 if bool(better.any()) else state.stale_epochs + 1
     state.best_error = torch.where(better, error, state.best_error)
@@ -234,7 +209,13 @@ def _keep_best(state: _State, outputs: Tensor, validation: _Data) -> None:
 
 
 def _finish(state: _State, validation: _Data, references: References, properties: tuple[str, ...]) -> Ensemble:
-    """The best members, calibrated on the validation rows."""
+    """The best members, calibrated on the validation rows.
+
+    Raises:
+        InputError: a member never had a finite error.
+    """
+    if not bool(torch.isfinite(state.best_error).all()):
+        raise InputError("the training diverged: its errors are no numbers; check the labels, or lower learning_rate")
     outputs = evaluate(state.best, validation.graphs).double().cpu()
     errors = (outputs.mean(dim=0) - validation.targets.double().cpu()).numpy() * references.scales
     spread = outputs.std(dim=0, correction=1) if len(outputs) > 1 else torch.zeros_like(outputs[0])
@@ -258,8 +239,8 @@ def _new_state(
     if start_from is not None:
         _copy_weights(start_from.network, network)
     network = network.to(device)
-    decayed = [p for name, p in network.named_parameters() if name.endswith("weight") and "embed_" not in name]
-    others = [p for name, p in network.named_parameters() if not name.endswith("weight") or "embed_" in name]
+    decayed = [module.weight for module in network.modules() if isinstance(module, MemberLinear)]
+    others = [p for p in network.parameters() if all(p is not weight for weight in decayed)]
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
         lr=settings.learning_rate,
@@ -335,11 +316,11 @@ def _batch_rows(n_rows: int, settings: TrainingSettings) -> int:
 def _draw(weights: Tensor, settings: TrainingSettings, generator: torch.Generator) -> tuple[Tensor, ...]:
     """Row numbers of the batches of one epoch: a permutation, or draws by weight where groups differ in size."""
     n_rows = len(weights)
-    of_host = weights.cpu()
-    if torch.allclose(of_host, of_host[0]):
+    chances = weights.cpu()
+    if torch.allclose(chances, chances[0]):
         order = torch.randperm(n_rows, generator=generator)
     else:
-        order = torch.multinomial(of_host, n_rows, replacement=True, generator=generator)
+        order = torch.multinomial(chances, n_rows, replacement=True, generator=generator)
     return torch.split(order.to(weights.device), _batch_rows(n_rows, settings))
 
 
@@ -355,7 +336,7 @@ _MODULES = ("network", "averaged", "best")
 _COUNTERS = ("epoch", "step", "stale_epochs", "elapsed_s")
 
 
-def _checkpoint(state: _State, references: References, settings: TrainingSettings) -> bytes:
+def _checkpoint(state: _State, references: References) -> bytes:
     """The state as safetensors bytes."""
     tensors = {
         f"{module}.{name}": tensor
@@ -368,7 +349,6 @@ def _checkpoint(state: _State, references: References, settings: TrainingSetting
     tensors |= references_to_tensors(references)
     card = {
         "counters": {name: getattr(state, name) for name in _COUNTERS},
-        "settings": asdict(settings),
         "references": references_to_card(references),
     }
     return pack(tensors, card)

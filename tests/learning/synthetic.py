@@ -8,7 +8,7 @@ from screening.defects.catalogue import catalogue_host
 from screening.defects.defect_types import Configuration
 from screening.defects.host import Supercell
 from screening.learning.dataset import LabelledRows
-from screening.learning.training import TrainingSettings
+from screening.learning.settings import TrainingSettings
 
 SINGLE = {16 * 128: 2.7, 16 * 128 + 34: 0.3, 42 * 128: 6.1}  # v_S, Se_S, v_Mo; eV
 SMALL = TrainingSettings(n_members=3, width=24, epochs=60, device="cpu")

@@ -45,6 +45,25 @@ def test_pairs_have_equal_features_exactly_when_they_are_equivalent(name: str, r
     assert all(len(features) == 1 for features in features_of.values())
 
 
+def test_equivalent_pairs_of_a_cubic_host_have_equal_features_however_it_is_turned() -> None:
+    """Rock salt: six nearest neighbours along three axes."""
+    cell = 4.21 * np.eye(3)
+    corners = np.array([[0.0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
+    positions = np.concatenate([corners, corners + np.array([0.5, 0, 0])])
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    tables = []
+    for lattice in (cell, cell @ turn.T):
+        host = Host.from_cell("MgO", lattice, ("Mg",) * 4 + ("O",) * 4, positions, source="test")
+        supercell = Supercell.parse(host, "2x2x2")
+        table = pair_features(supercell).numpy()
+        nearest = np.flatnonzero(np.abs(supercell.pair_distances[0] - 2.105) < 1e-3)
+        assert len(nearest) == 6
+        np.testing.assert_allclose(table[0, nearest], table[0, nearest[:1]].repeat(6, axis=0), atol=1e-3)
+        tables.append(table)
+    distances = slice(0, 24)
+    np.testing.assert_allclose(tables[0][..., distances], tables[1][..., distances], atol=1e-4)
+
+
 def test_pair_features_do_not_cross_the_vacuum() -> None:
     host = catalogue_host("MoS2")
     low = Host(host.name, host.lattice * [[1], [1], [0.75]], host.species, host.positions, True, host.source)

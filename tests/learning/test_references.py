@@ -54,6 +54,25 @@ def test_energy_per_site_is_derived_where_only_the_total_is_known() -> None:
     np.testing.assert_allclose(derived[:, 0], rows.labels[:, 1])
 
 
+def test_a_host_without_values_of_a_property_is_refused() -> None:
+    rows = labelled_rows(60)
+    other = replace(rows.supercells[0], host=replace(rows.supercells[0].host, name="other"))
+    labels = rows.labels.copy()
+    labels[1::2, 2] = np.nan
+    both = replace(rows, supercells=(rows.supercells[0], other), supercell_of_row=np.arange(60) % 2, labels=labels)
+    with pytest.raises(InputError, match="no training row of other has a value of homo_lumo_gap_min"):
+        fit_references(both)
+
+
+def test_what_never_varied_may_vary_in_new_rows() -> None:
+    rows = labelled_rows(60)
+    labels = rows.labels.copy()
+    labels[:, 2] = 0.0
+    old = fit_references(replace(rows, labels=labels))
+    assert old.scales[1] == 0.0
+    assert extend_references(old, rows).scales[1] > 0.0
+
+
 def test_extending_keeps_what_was_known() -> None:
     old = fit_references(labelled_rows(100, seed=1))
     new = extend_references(old, labelled_rows(200, seed=2))

@@ -14,7 +14,8 @@ from screening.learning.dataset import LabelledRows
 from screening.learning.ensemble import Ensemble
 from screening.learning.references import fit_references
 from screening.learning.scorer import score_configurations
-from screening.learning.training import Progress, TrainingSettings, train_ensemble
+from screening.learning.settings import TrainingSettings
+from screening.learning.training import Progress, _draw, train_ensemble
 from tests.learning.synthetic import SMALL, labelled_rows
 
 
@@ -106,7 +107,7 @@ def test_retraining_starts_from_the_older_model_and_keeps_its_references(ensembl
     first: list[Progress] = []
     retrained = train_ensemble(
         more,
-        TrainingSettings(epochs=10, device="cpu"),
+        TrainingSettings(epochs=3, device="cpu"),
         seed=0,
         on_progress=lambda p, c: first.append(p),
         start_from=ensemble,
@@ -145,7 +146,31 @@ def test_missing_labels_are_left_out(rows: LabelledRows) -> None:
     assert all(bool(torch.isfinite(weights).all()) for weights in trained.network.state_dict().values())
 
 
-@pytest.mark.parametrize("fault", [{"epochs": 0}, {"n_members": -1}, {"device": "tpu"}])
+def test_a_training_that_diverges_is_an_error_and_no_model(rows: LabelledRows) -> None:
+    losses: list[float] = []
+    with pytest.raises(InputError, match="diverged"):
+        train_ensemble(
+            rows,
+            replace(SMALL, epochs=5, learning_rate=1e30),
+            seed=0,
+            on_progress=lambda p, c: losses.append(p.train_loss),
+        )
+    assert not np.isfinite(losses[-1])
+
+
+def test_a_group_of_few_rows_is_drawn_as_often_as_a_large_one(rows: LabelledRows) -> None:
+    """As the paper weighs its subsets; who wants a few rows to count as few puts them into a larger group."""
+    weights = torch.tensor([1.0 / 180] * 180 + [1.0 / 20] * 20)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.cat([torch.cat(_draw(weights, SMALL, generator)) for _ in range(50)])
+    assert len(drawn) == 50 * 200
+    assert 0.47 < float((drawn >= 180).float().mean()) < 0.53
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [{"epochs": 0}, {"n_members": 2}, {"device": "tpu"}, {"max_minutes": -1.0}, {"learning_rate": float("nan")}],
+)
 def test_settings_that_make_no_sense_are_refused(fault: dict[str, object]) -> None:
     with pytest.raises(InputError, match=str(next(iter(fault)))):
         TrainingSettings(**fault)  # type: ignore[arg-type]
