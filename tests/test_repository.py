@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -24,6 +25,9 @@ from screening.settings import Settings
 ROOT = Path(__file__).parent.parent
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+ENVIRONMENT = {  # of make as a user runs it; the tests may be run by another make
+    name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+}
 INSTRUCTIONS = {"ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "FROM", "RUN", "USER", "VOLUME", "WORKDIR"}
 
 
@@ -206,6 +210,12 @@ def test_every_volume_is_declared() -> None:
     assert named == set(COMPOSE["volumes"])
 
 
+def make(*arguments: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["make", *arguments], cwd=directory, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+
+
 def test_the_makefile_has_the_commands_of_the_readme() -> None:
     assert {"install", "demo", "demo-2dmd", "test", "lint", "bench", "stop", "clean"} <= makefile_targets()
 
@@ -216,10 +226,10 @@ def test_make_is_installed_once_and_runs_what_exists(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv" / "installed").touch()
-    planned = subprocess.run(["make", "-n", "demo"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    planned = make("-n", "demo", directory=tmp_path).stdout
     assert planned.strip() == ".venv/bin/screening demo"
     (tmp_path / ".venv" / "installed").unlink()
-    planned = subprocess.run(["make", "-n", "demo"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    planned = make("-n", "demo", directory=tmp_path).stdout
     assert "pip install --quiet -c constraints.txt -e '.[dev]'" in planned
 
 
@@ -227,9 +237,7 @@ def test_make_says_which_python_it_wants(tmp_path: Path) -> None:
     shutil.copy(ROOT / "Makefile", tmp_path)
     for name in ("pyproject.toml", "constraints.txt"):
         (tmp_path / name).touch()
-    finished = subprocess.run(
-        ["make", "install", "PYTHON=python-is-absent"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    finished = make("install", "PYTHON=python-is-absent", directory=tmp_path)
     assert finished.returncode != 0
     assert "older than Python 3.11" in finished.stderr
     assert not (tmp_path / ".venv").exists()
@@ -241,7 +249,7 @@ def test_make_demo_2dmd_without_data_says_what_to_give(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv" / "installed").touch()
-    finished = subprocess.run(["make", "demo-2dmd"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    finished = make("demo-2dmd", directory=tmp_path)
     assert finished.returncode != 0
     assert "DATA=path/to/2dmd" in finished.stderr
 
@@ -258,7 +266,7 @@ def test_ci_fails_if_one_part_fails_and_closes_with_the_line_of_pytest(
     closing = "========== 3 passed, 1 skipped in 12.34s =========="
     makefile = f"test:\n\t@echo '{closing}'; {tests}\nlint:\n\t@echo 'said by lint'; {lint}\n"
     (tmp_path / "Makefile").write_text(makefile)
-    finished = subprocess.run([script], capture_output=True, text=True, check=False)
+    finished = subprocess.run([script], env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert finished.returncode == returncode
     assert "said by lint" in finished.stdout
     assert finished.stdout.splitlines()[-1] == closing
@@ -268,7 +276,7 @@ def test_ci_fails_if_pytest_does_not_come_to_its_end(tmp_path: Path) -> None:
     (tmp_path / ".ci").mkdir()
     script = shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci")
     (tmp_path / "Makefile").write_text("test:\n\t@echo collected\nlint:\n\t@true\n")
-    finished = subprocess.run([script], capture_output=True, text=True, check=False)
+    finished = subprocess.run([script], env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert finished.returncode == 1
     assert finished.stdout.splitlines()[-1] == "pytest did not come to its end"
 
