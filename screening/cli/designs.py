@@ -65,10 +65,16 @@ def design(
         if save:
             ranking = store_ranking(session, query, table)
     if as_json:
-        print_json({"sql": table.sql, "model": table.model, "rows": table.rows, "ranking": ranking})
+        space = {"id": table.search_space_id, "description": table.search_space, "candidates": table.candidates}
+        print_json(
+            {"sql": table.sql, "model": table.model, "search_space": space, "rows": table.rows, "ranking": ranking}
+        )
         return
     print_ranking(table.rows, query)
-    print(f"\n{len(table.rows)} rows by model {table.model}" + (f", kept as ranking {ranking}" if save else ""))
+    print(
+        f"\n{len(table.rows)} rows by model {table.model}, of the {table.candidates} candidates of search space "
+        f"{table.search_space_id} ({table.search_space})" + (f", kept as ranking {ranking}" if save else "")
+    )
 
 
 def build_query(

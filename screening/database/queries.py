@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Row, func, select
+from sqlalchemy import Row, func, literal, select, true
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -183,10 +183,16 @@ def pristine_energy(session: Session, supercell_id: int, level_id: int) -> float
 
 def labelled_rows(
     session: Session, *, level_id: int, host_ids: Sequence[int] = (), datasets: Sequence[str] = ()
-) -> Sequence[Row[CalculationResult, int, list[int], list[int]]]:
+) -> Sequence[Row[CalculationResult, int, int, list[int], list[int]]]:
     """Results of defective configurations with what identifies them, ordered by result id."""
     statement = (
-        select(CalculationResult, Configuration.supercell_id, Configuration.sites, Configuration.defect_types)
+        select(
+            CalculationResult,
+            Supercell.host_id,
+            Configuration.supercell_id,
+            Configuration.sites,
+            Configuration.defect_types,
+        )
         .join(Calculation, Calculation.id == CalculationResult.calculation_id)
         .join(Configuration, Configuration.id == Calculation.configuration_id)
         .join(Supercell, Supercell.id == Configuration.supercell_id)
@@ -249,8 +255,25 @@ def supercell_id_of(session: Session, host_name: str, label: str | None) -> int:
     return known[label]
 
 
-def scored_search_space(session: Session, model_id: int, supercell_id: int) -> int | None:
-    """The largest search space of a supercell that a model has scored completely, if there is one."""
+def scored_search_space(
+    session: Session, model_id: int, supercell_id: int, *, max_defects: int | None = None
+) -> int | None:
+    """The search space of a supercell that a model has scored completely, if there is one.
+
+    One with every composition from a single defect on comes before a restricted one, then the largest.
+
+    Args:
+        max_defects: only search spaces with configurations of so many defects.
+    """
+    n_of_type = func.unnest(SearchSpace.composition).column_valued("n_of_type")
+    exactly = select(func.sum(n_of_type)).correlate(SearchSpace).scalar_subquery()
+    holds = (
+        literal(max_defects).between(
+            func.coalesce(exactly, SearchSpace.min_defects), func.coalesce(exactly, SearchSpace.max_defects)
+        )
+        if max_defects is not None
+        else true()
+    )
     open_chunk = (
         select(Chunk.id)
         .outerjoin(
@@ -265,10 +288,15 @@ def scored_search_space(session: Session, model_id: int, supercell_id: int) -> i
         select(SearchSpace.id)
         .where(
             SearchSpace.supercell_id == supercell_id,
+            holds,
             ~open_chunk.exists(),
             select(Chunk.id).where(Chunk.search_space_id == SearchSpace.id).exists(),
         )
-        .order_by(SearchSpace.expected.desc(), SearchSpace.id)
+        .order_by(
+            (SearchSpace.composition.is_(None) & (SearchSpace.min_defects == 1)).desc(),
+            SearchSpace.expected.desc(),
+            SearchSpace.id,
+        )
         .limit(1)
     )
 

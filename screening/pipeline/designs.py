@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from screening.database import queries, tables
 from screening.database.design_query import DesignQuery, compile_query, to_sql
+from screening.defects.defect_types import DefectType, composition_label
 from screening.errors import InputError
 
 
@@ -21,6 +22,8 @@ class RankedTable:
     Attributes:
         sql: the SELECT, to read and to run elsewhere.
         model: name of the model whose predictions are ranked.
+        search_space: what its candidates are: `1 to 3 of v_S, Se_S`, or `exactly 4*v_S`.
+        candidates: their number.
         rows: best first; `candidate`, `configuration`, `sites`, `defects`, `multiplicity`, `probability` (that
             every window holds), `calculated` (a result exists), then `<property>_mean` and `<property>_std` of
             the properties that the model has.
@@ -30,38 +33,39 @@ class RankedTable:
     model: str
     model_id: int
     search_space_id: int
+    search_space: str
+    candidates: int
     rows: list[dict[str, Any]]
 
 
 def run_design_query(session: Session, query: DesignQuery, *, model_name: str | None = None) -> RankedTable:
-    """Rank the candidates of the largest search space that the model has scored completely.
+    """Rank the candidates of a search space that the model has scored completely.
+
+    That is the largest one with every composition, up to the query's number of defects; a restricted one only where
+    there is no other.
 
     Raises:
         InputError: the model is not there, lacks a property of the query, or has not scored what it asks for.
     """
     supercell_id = queries.supercell_id_of(session, query.host, query.supercell)
-    model = choose_model(session, supercell_id, model_name)
+    model = choose_model(session, query, supercell_id, name=model_name)
     asked = {window.property for window in query.windows} | ({query.sort} - {"probability"})
     missing = sorted(asked - set(model.properties))
     if missing:
         raise InputError(
             f"model {model.name} does not predict {', '.join(missing)}; it predicts {', '.join(model.properties)}"
         )
-    search_space_id = queries.scored_search_space(session, model.id, supercell_id)
-    if search_space_id is None:
-        raise InputError(
-            f"model {model.name} has scored no search space of host {query.host}; "
-            f"run `screening score --host {query.host}` first"
-        )
-    _check_size(session, query, model.name, search_space_id)
-    statement = compile_query(query, model_id=model.id, search_space_id=search_space_id)
+    space = find_scored_space(session, query, model)
+    statement = compile_query(query, model_id=model.id, search_space_id=space.id)
     names = dict(session.execute(select(tables.DefectType.id, tables.DefectType.name)).all())
     rows = []
     for found in session.execute(statement).mappings():
         row: dict[str, Any] = dict(found)
         row["defects"] = [names[code] for code in row.pop("defect_types")]
         rows.append({key: value for key, value in row.items() if value is not None})
-    return RankedTable(to_sql(statement), model.name, model.id, search_space_id, rows)
+    return RankedTable(
+        to_sql(statement), model.name, model.id, space.id, describe_space(space), space.expected, rows
+    )  # fmt: skip
 
 
 def store_ranking(session: Session, query: DesignQuery, table: RankedTable) -> int:
@@ -90,8 +94,10 @@ def store_ranking(session: Session, query: DesignQuery, table: RankedTable) -> i
     return ranking.id
 
 
-def choose_model(session: Session, supercell_id: int, name: str | None) -> tables.TrainedModel:
-    """The model of this name, or the newest one that has scored a search space of the supercell completely.
+def choose_model(
+    session: Session, query: DesignQuery, supercell_id: int, *, name: str | None = None
+) -> tables.TrainedModel:
+    """The model of this name, or the newest one that has scored what a query asks for, or has scored anything.
 
     Raises:
         UnknownNameError: there is no model.
@@ -99,19 +105,46 @@ def choose_model(session: Session, supercell_id: int, name: str | None) -> table
     """
     if name is not None:
         return queries.model_by_name(session, name)
-    newest_first = select(tables.TrainedModel).where(tables.TrainedModel.state == "finished")
-    for model in session.scalars(newest_first.order_by(tables.TrainedModel.id.desc())):
-        if queries.scored_search_space(session, model.id, supercell_id) is not None:
-            return model
+    newest_first = session.scalars(
+        select(tables.TrainedModel)
+        .where(tables.TrainedModel.state == "finished")
+        .order_by(tables.TrainedModel.id.desc())
+    ).all()
+    for max_defects in (query.max_defects, None):
+        for model in newest_first:
+            if queries.scored_search_space(session, model.id, supercell_id, max_defects=max_defects) is not None:
+                return model
     return queries.model_by_name(session, None)
 
 
-def _check_size(session: Session, query: DesignQuery, model_name: str, search_space_id: int) -> None:
-    """Make sure that all configurations that are asked for were scored."""
-    largest = session.get_one(tables.SearchSpace, search_space_id).max_defects
-    if query.max_defects is not None and query.max_defects > largest:
+def find_scored_space(session: Session, query: DesignQuery, model: tables.TrainedModel) -> tables.SearchSpace:
+    """The search space that a query is answered from.
+
+    Raises:
+        InputError: the model has scored none that holds what the query asks for.
+    """
+    supercell_id = queries.supercell_id_of(session, query.host, query.supercell)
+    found = queries.scored_search_space(session, model.id, supercell_id, max_defects=query.max_defects)
+    if found is not None:
+        return session.get_one(tables.SearchSpace, found)
+    other = queries.scored_search_space(session, model.id, supercell_id)
+    if other is None:
         raise InputError(
-            f"model {model_name} has scored up to {largest} defects of host {query.host}, the query asks for up to "
-            f"{query.max_defects}; run `screening enumerate` and `screening score` with "
-            f"--max-defects {query.max_defects} first"
+            f"model {model.name} has scored no search space of host {query.host}; "
+            f"run `screening score --host {query.host}` first"
         )
+    raise InputError(
+        f"model {model.name} has scored {describe_space(session.get_one(tables.SearchSpace, other))} of host "
+        f"{query.host}, the query asks for up to {query.max_defects} defects; run `screening enumerate` and "
+        f"`screening score` with --max-defects {query.max_defects} first"
+    )
+
+
+def describe_space(space: tables.SearchSpace) -> str:
+    """What the candidates of a search space are: `1 to 3 of v_S, Se_S`, or `exactly 4*v_S`."""
+    if space.composition is not None:
+        return f"exactly {composition_label(dict(zip(space.defect_types, space.composition, strict=True)))}"
+    names = ", ".join(DefectType.from_code(code).name for code in space.defect_types)
+    if space.min_defects == space.max_defects:
+        return f"exactly {space.min_defects} of {names}"
+    return f"{space.min_defects} to {space.max_defects} of {names}"

@@ -18,7 +18,7 @@ from screening.defects.defect_types import Configuration
 from screening.defects.host import Supercell
 from screening.dft import xtb
 from screening.errors import CalculationError, InputError
-from screening.pipeline.designs import choose_model
+from screening.pipeline.designs import choose_model, describe_space, find_scored_space
 from screening.pipeline.hosts import StoredSupercell, add_configurations, load_supercell
 from screening.pipeline.results import add_references, store_result
 
@@ -73,7 +73,7 @@ def propose(
     session.execute(
         select(tables.Supercell.id).where(tables.Supercell.id == supercell_id).with_for_update(key_share=True)
     )
-    model = choose_model(session, supercell_id, model_name)
+    model = choose_model(session, query, supercell_id, name=model_name)
     by = _property_to_improve(query)
     missing = {by, *(window.property for window in query.windows)} - set(model.properties)
     if missing:
@@ -81,11 +81,13 @@ def propose(
             f"model {model.name} does not predict {', '.join(sorted(missing))}; "
             f"it predicts {', '.join(model.properties)}"
         )
-    pool = _read_pool(session, query, model, supercell_id=supercell_id, only_stored=only_stored)
+    space = find_scored_space(session, query, model)
+    pool = _read_pool(session, query, model, space, only_stored=only_stored)
     if not pool.candidate_ids:
         raise InputError(
             "every candidate of the design query has a calculation"
-            f"{' or no stored configuration' if only_stored else ''}; widen the query"
+            f"{' or no stored configuration' if only_stored else ''}; it is answered from {space.expected} candidates, "
+            f"{describe_space(space)}: widen it, or enumerate and score a larger search space"
         )
     stored = load_supercell(session, supercell_id)
     best = queries.best_value(session, query, model.level_id)
@@ -155,17 +157,14 @@ def calculate_unit(engine: Engine, calculation_id: int, owner: str) -> None:
 
 
 def _read_pool(
-    session: Session, query: DesignQuery, model: tables.TrainedModel, *, supercell_id: int, only_stored: bool
+    session: Session, query: DesignQuery, model: tables.TrainedModel, space: tables.SearchSpace, *, only_stored: bool
 ) -> _Pool:
     """The candidates that could be proposed, the likeliest first."""
-    space_id = queries.scored_search_space(session, model.id, supercell_id)
-    if space_id is None:
-        raise InputError(f"no search space of host {query.host} is scored; run `screening score` first")
     wide = query.model_copy(update={"confidence": 0.0, "limit": POOL_ROWS, "sort": "probability"})
     same = (
         select(tables.Configuration.id)
         .where(
-            tables.Configuration.supercell_id == supercell_id,
+            tables.Configuration.supercell_id == space.supercell_id,
             tables.Configuration.sites == tables.Candidate.sites,
             tables.Configuration.defect_types == tables.Candidate.defect_types,
         )
@@ -174,7 +173,7 @@ def _read_pool(
     taken = same.join(tables.Calculation, tables.Calculation.configuration_id == tables.Configuration.id).where(
         tables.Calculation.level_id == model.level_id
     )
-    statement = compile_query(wide, model_id=model.id, search_space_id=space_id).where(~taken.exists())
+    statement = compile_query(wide, model_id=model.id, search_space_id=space.id).where(~taken.exists())
     if only_stored:
         statement = statement.where(same.exists())
     rows = session.execute(statement).mappings().all()

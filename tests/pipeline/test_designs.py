@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 from scipy.stats import norm
 from sqlalchemy import func, select, text, update
@@ -43,15 +45,14 @@ def add_level(session: Session) -> int:
     return level.id
 
 
-def enumerated(session: Session, max_defects: int = 2) -> int:
+def enumerated(session: Session, max_defects: int = 2, **limits: Any) -> int:
     """A complete search space of 4x4 MoS2 with v_S and Se_S."""
     stored = add_supercell(session, mos2())
-    space = SearchSpace(stored.supercell, parse_defect_types("v_S,Se_S"), max_defects)
+    space = SearchSpace(stored.supercell, parse_defect_types("v_S,Se_S"), max_defects, **limits)
     space_id = searches.add_search_space(session, stored, space)
     compositions = dict(session.execute(select(tables.Composition.label, tables.Composition.id)).all())
-    chunk_ids = session.scalars(
-        select(tables.Chunk.id).where(tables.Chunk.search_space_id == space_id).order_by(tables.Chunk.number)
-    ).all()
+    chunks = session.scalars(select(tables.Chunk).where(tables.Chunk.search_space_id == space_id)).all()
+    chunk_ids = {chunk.n_defects: chunk.id for chunk in chunks}
     for block in enumerate_space(space, stored.symmetry):
         rows = zip(block.sites.tolist(), block.defect_types.tolist(), block.multiplicity.tolist(), strict=True)
         for sites, codes, multiplicity in rows:
@@ -59,7 +60,7 @@ def enumerated(session: Session, max_defects: int = 2) -> int:
             session.add(
                 tables.Candidate(
                     search_space_id=space_id,
-                    chunk_id=chunk_ids[len(sites) - 1],
+                    chunk_id=chunk_ids[len(sites)],
                     sites=sites,
                     defect_types=codes,
                     composition_id=compositions[label],
@@ -168,8 +169,54 @@ def test_the_newest_model_that_scored_completely_is_asked(session: Session) -> N
 def test_more_defects_than_were_scored_are_refused(session: Session) -> None:
     model = add_model(session, "m", add_level(session))
     score(session, model, enumerated(session, 2))
-    with pytest.raises(InputError, match=r"model m has scored up to 2 defects .* up to 3"):
+    with pytest.raises(InputError, match=r"model m has scored 1 to 2 of v_S, Se_S .* up to 3"):
         run_design_query(session, DesignQuery(host="MoS2", max_defects=3))
+
+
+V_S = parse_defect_types("v_S")[0]
+
+
+def test_a_space_of_one_composition_does_not_stand_for_all(session: Session) -> None:
+    model = add_model(session, "m", add_level(session))
+    whole = enumerated(session, 2)
+    part = enumerated(session, 4, composition={V_S: 4})  # more candidates than the whole
+    for space_id in (part, whole):
+        score(session, model, space_id)
+    for query in (DesignQuery(host="MoS2", max_defects=2, limit=1000), DesignQuery(host="MoS2", limit=1000)):
+        table = run_design_query(session, query)
+        assert (table.search_space_id, table.search_space) == (whole, "1 to 2 of v_S, Se_S")
+        assert table.candidates < session.get_one(tables.SearchSpace, part).expected
+        assert {len(row["sites"]) for row in table.rows} == {1, 2}
+
+
+def test_a_restricted_space_is_used_and_named_where_no_other_holds_the_query(session: Session) -> None:
+    model = add_model(session, "m", add_level(session))
+    part = enumerated(session, 4, composition={V_S: 4})
+    score(session, model, part)
+    table = run_design_query(session, DesignQuery(host="MoS2", max_defects=4))
+    assert (table.search_space_id, table.search_space) == (part, "exactly 4*v_S")
+    assert {row["configuration"] for row in table.rows} == {"4*v_S"}
+    with pytest.raises(InputError, match=r"model m has scored exactly 4\*v_S .* the query asks for up to 3 defects"):
+        run_design_query(session, DesignQuery(host="MoS2", max_defects=3))
+
+
+def test_a_space_without_single_defects_comes_after_one_with_them(session: Session) -> None:
+    model = add_model(session, "m", add_level(session))
+    whole = enumerated(session, 1)
+    pairs = enumerated(session, 2, min_defects=2)
+    for space_id in (pairs, whole):
+        score(session, model, space_id)
+    assert run_design_query(session, DesignQuery(host="MoS2")).search_space_id == whole
+    table = run_design_query(session, DesignQuery(host="MoS2", max_defects=2))
+    assert (table.search_space_id, table.search_space) == (pairs, "exactly 2 of v_S, Se_S")
+
+
+def test_the_newest_model_that_can_answer_is_asked(session: Session) -> None:
+    level_id = add_level(session)
+    score(session, add_model(session, "old", level_id), enumerated(session, 2))
+    score(session, add_model(session, "new", level_id), enumerated(session, 3, composition={V_S: 3}))
+    assert run_design_query(session, DesignQuery(host="MoS2", max_defects=2)).model == "old"
+    assert run_design_query(session, DesignQuery(host="MoS2", max_defects=3)).model == "new"
 
 
 def test_a_property_that_the_model_lacks_is_named(session: Session) -> None:
