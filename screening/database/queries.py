@@ -319,8 +319,12 @@ def count_predictions(session: Session, search_space_id: int, model_id: int) -> 
     )
 
 
-def best_value(session: Session, query: DesignQuery, level_id: int) -> float | None:
-    """Best calculated value of the property a design query sorts by, among results that satisfy its windows."""
+def best_value(session: Session, query: DesignQuery, *, supercell_id: int, level_id: int) -> float | None:
+    """Best calculated value of the property a design query sorts by, among results that satisfy its windows.
+
+    Only results of the supercell that is ranked: a concentration of defects, and at one k-point even the host's own
+    levels, belong to a supercell.
+    """
     if query.sort == "probability":
         return None
     column = getattr(CalculationResult, query.sort)
@@ -330,9 +334,11 @@ def best_value(session: Session, query: DesignQuery, level_id: int) -> float | N
         .select_from(CalculationResult)
         .join(Calculation, Calculation.id == CalculationResult.calculation_id)
         .join(Configuration, Configuration.id == Calculation.configuration_id)
-        .join(Supercell, Supercell.id == Configuration.supercell_id)
-        .join(Host, Host.id == Supercell.host_id)
-        .where(Host.name == query.host, Calculation.level_id == level_id, Configuration.n_defects > 0)
+        .where(
+            Configuration.supercell_id == supercell_id,
+            Calculation.level_id == level_id,
+            Configuration.n_defects > 0,
+        )
     )
     if query.max_defects is not None:
         statement = statement.where(Configuration.n_defects <= query.max_defects)

@@ -90,7 +90,7 @@ def propose(
             f"{describe_space(space)}: widen it, or enumerate and score a larger search space"
         )
     stored = load_supercell(session, supercell_id)
-    best = queries.best_value(session, query, model.level_id)
+    best = queries.best_value(session, query, supercell_id=supercell_id, level_id=model.level_id)
     order = np.random.default_rng(seed).permutation(len(pool.candidate_ids))
     worth = _worth(pool, query, best, n=n)
     chosen = order[_choose(worth[order], [pool.configurations[i] for i in order], stored.supercell, n=n)]

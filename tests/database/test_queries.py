@@ -24,6 +24,7 @@ from screening.database.tables import (
     Prediction,
     ScoringChunk,
     SearchSpace,
+    Supercell,
     TrainedModel,
 )
 from screening.errors import InputError, LevelOfTheoryError, UnknownNameError
@@ -40,7 +41,8 @@ def configuration(ids: Any, sites: list[int]) -> dict[str, Any]:
 
 def add_result(session: Session, ids: Any, sites: list[int], **columns: Any) -> int:
     """A finished calculation of a configuration; its result's id."""
-    found = queries.configuration_ids(session, ids.supercell, [configuration(ids, sites)])
+    supercell = columns.pop("supercell", ids.supercell)
+    found = queries.configuration_ids(session, supercell, [configuration(ids, sites)])
     identifier = found[tuple(sites), (2048,) * len(sites)]
     calculation = Calculation(configuration_id=identifier, level_id=columns.pop("level", ids.level), state="finished")
     session.add(calculation)
@@ -164,8 +166,8 @@ def test_labelled_rows_are_those_of_one_level_without_the_pristine_one(session: 
     assert found(level_id=ids.level, datasets=["other"]) == [second]
     assert found(level_id=ids.level, host_ids=[ids.host]) == [first, second]
     assert found(level_id=ids.level, host_ids=[ids.host + 1]) == []
-    _, supercell, sites, types = queries.labelled_rows(session, level_id=ids.level)[1]
-    assert (supercell, sites, types) == (ids.supercell, [3, 4], [2048, 2048])
+    _, host, supercell, sites, types = queries.labelled_rows(session, level_id=ids.level)[1]
+    assert (host, supercell, sites, types) == (ids.host, ids.supercell, [3, 4], [2048, 2048])
 
 
 def test_the_newest_finished_model_is_taken_unless_one_is_named(session: Session, ids: Any) -> None:
@@ -252,7 +254,8 @@ def test_the_best_value_is_that_of_results_inside_the_windows(session: Session, 
     add_result(session, ids, [], formation_energy_per_site=0.0, homo_lumo_gap_min=1.5)
 
     def best(**query: Any) -> float | None:
-        return queries.best_value(session, DesignQuery(host="MoS2", **query), ids.level)
+        asked = DesignQuery(host="MoS2", **query)
+        return queries.best_value(session, asked, supercell_id=ids.supercell, level_id=ids.level)
 
     window = (Window(property="homo_lumo_gap_min", low=1.0),)
     assert best() == 0.1
@@ -261,4 +264,14 @@ def test_the_best_value_is_that_of_results_inside_the_windows(session: Session, 
     assert best(max_defects=1, windows=window, direction="highest") == 3.0
     assert best(windows=(Window(property="homo_lumo_gap_min", high=0.1),)) is None
     assert best(sort="probability") is None
-    assert queries.best_value(session, DesignQuery(host="WSe2"), ids.level) is None
+
+
+def test_the_best_value_is_that_of_the_supercell_that_is_ranked(session: Session, ids: Any) -> None:
+    smaller = Supercell(host_id=ids.host, matrix=[4, 0, 0, 0, 4, 0, 0, 0, 1], label="4x4", n_sites=48, n_operations=192)
+    session.add(smaller)
+    session.flush()
+    add_result(session, ids, [0], formation_energy_per_site=2.0)
+    add_result(session, ids, [1], supercell=smaller.id, formation_energy_per_site=1.0)
+    query = DesignQuery(host="MoS2")
+    assert queries.best_value(session, query, supercell_id=ids.supercell, level_id=ids.level) == 2.0
+    assert queries.best_value(session, query, supercell_id=smaller.id, level_id=ids.level) == 1.0
