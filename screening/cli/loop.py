@@ -47,8 +47,9 @@ class _Loop:
     """What differs between the demos.
 
     Attributes:
+        name: stem of the models' names.
         level: level of theory of the results.
-        name: stem of the models' names; also the data set to learn from if `dataset`.
+        dataset: the data set to learn from, and rounds; everything of the host if None.
         take_in: imports the data; a line that says what it found.
         calculate: does the proposed calculations; one row each.
     """
@@ -227,8 +228,9 @@ def _request(project: Project, loop: _Loop, parent: str | None) -> TrainingReque
         taken = {row["model"] for row in listings.list_models(session)}
     name = next(name for i in range(1, len(taken) + 2) if (name := f"{loop.name}-{i}") not in taken)
     datasets = (loop.dataset,) if loop.dataset else ()
+    epochs = loop.epochs if parent is None else max(1, loop.epochs // 3)
     return TrainingRequest(
-        level=loop.level, name=name, hosts=("MoS2",), datasets=datasets, parent=parent, settings={"epochs": loop.epochs}
+        level=loop.level, name=name, hosts=("MoS2",), datasets=datasets, parent=parent, settings={"epochs": epochs}
     )
 
 

@@ -38,7 +38,7 @@ def train(
     parent: Annotated[str | None, typer.Option("--from", help="Start from this finished model.")] = None,
     members: Annotated[int | None, typer.Option(help="Networks of the ensemble; 4 if not given.")] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Passes over the training rows, at most; 300 if not given.")
+        int | None, typer.Option(help="Passes over the training rows, at most; 300 if not given, 90 with --from.")
     ] = None,
     max_minutes: Annotated[
         float | None, typer.Option(help="Time after which the training comes to its end; no limit if not given.")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -32,11 +33,14 @@ from screening.pipeline.hosts import load_supercell
 if TYPE_CHECKING:
     from screening.learning.dataset import LabelledRows
     from screening.learning.ensemble import Ensemble
-    from screening.learning.training import Progress, TrainingSettings
+    from screening.learning.settings import TrainingSettings
+    from screening.learning.training import Progress
 
 CHECKPOINT_S = 20.0  # a checkpoint of four networks is 15 MB and takes 70 ms to make
 VALIDATION_SHARE = 0.15
 SMALLEST_TRAINING_SET = 10
+SMALLEST_GROUP = 100  # rows of a data set that weighs as much as any other
+RETRAINING_EPOCHS = 90  # a finished model needs fewer than the 300 of a new one
 PROGRESS_S = 1.0
 
 _logger = logging.getLogger(__name__)
@@ -89,14 +93,18 @@ def submit_training(session: Session, request: TrainingRequest) -> int:
     """Store a training that waits for a worker, with the results it will learn from; its id.
 
     Results that belong to the validation split of their data set stay there; where a data set has no split,
-    every result is assigned by its id, so that a row that validated once never trains later.
+    every result is assigned by its id, so that a row that validated once never trains later. Validation results with
+    a host or a defect type that no training result has are left out: a model cannot predict them.
 
     Raises:
-        InputError: there are too few results, or the name is taken.
+        InputError: there are too few results, the name is taken, or a setting makes no sense.
     """
+    parent = queries.model_by_name(session, request.parent) if request.parent else None
+    settings = _checked_settings(request)
     level_id = queries.level_id_of(session, request.level)
     host_ids = [queries.get_host(session, name).id for name in request.hosts]
     rows = queries.labelled_rows(session, level_id=level_id, host_ids=host_ids, datasets=request.datasets)
+    rows = _predictable(rows)
     roles = {row.CalculationResult.id: _role(row.CalculationResult) for row in rows}
     n_train = sum(role == "train" for role in roles.values())
     if n_train < SMALLEST_TRAINING_SET or n_train == len(roles):
@@ -104,7 +112,6 @@ def submit_training(session: Session, request: TrainingRequest) -> int:
             f"found {n_train} results to train on and {len(roles) - n_train} to validate on at level "
             f"{request.level!r}; training needs {SMALLEST_TRAINING_SET} and 1: import or calculate more"
         )
-    parent = queries.model_by_name(session, request.parent) if request.parent else None
     if parent is not None and parent.level_id != level_id:
         raise InputError(f"model {parent.name} was trained at another level of theory than {request.level!r}")
     model_id = _add_model(
@@ -112,7 +119,8 @@ def submit_training(session: Session, request: TrainingRequest) -> int:
         request,
         parent_id=parent.id if parent else None,
         level_id=level_id,
-        properties=_properties_present([row.CalculationResult for row in rows]),
+        settings=settings,
+        properties=_properties_present(rows),
     )
     session.execute(
         insert(tables.ModelTrainingResult),
@@ -148,7 +156,7 @@ def train_unit(engine: Engine, model_id: int, owner: str, *, device: str) -> Non
         with session_scope(engine) as session:
             model = session.get_one(tables.TrainedModel, model_id)
             rows, datasets = _training_rows(session, model)
-            settings = _training_settings(model, device)
+            settings = _training_settings(model.settings, device)
             seed, checkpoint = model.seed, model.checkpoint
             parent = session.get(tables.TrainedModel, model.parent_id) if model.parent_id else None
             start_from = ensemble_from_bytes(parent.weights) if parent is not None and parent.weights else None
@@ -157,7 +165,7 @@ def train_unit(engine: Engine, model_id: int, owner: str, *, device: str) -> Non
             rows, settings, seed=seed, on_progress=writer, resume_from=checkpoint, start_from=start_from
         )
         with session_scope(engine) as session:
-            _store_metrics(session, model_id, ensemble, rows, datasets)
+            _store_metrics(session, model_id, ensemble, rows, datasets, device=device)
             finish(
                 session,
                 tables.TrainedModel,
@@ -210,13 +218,41 @@ class _ProgressWriter:
             _logger.warning("the progress of model %d is not written: %s", self._model_id, error)
 
 
-def _training_settings(model: tables.TrainedModel, device: str) -> TrainingSettings:
-    from screening.learning.training import TrainingSettings
+def _checked_settings(request: TrainingRequest) -> dict[str, Any]:
+    """The settings to store with a training.
+
+    Raises:
+        InputError: there is no such setting, or its value makes no sense.
+    """
+    settings = dict(request.settings or {})
+    if request.parent is not None:
+        if fixed := sorted({"n_members", "width", "n_blocks"} & set(settings)):
+            raise InputError(f"{', '.join(fixed)} come from model {request.parent}, which the training starts from")
+        settings.setdefault("epochs", RETRAINING_EPOCHS)
+    _training_settings(settings, "cpu")
+    return settings
+
+
+def _training_settings(stored: Mapping[str, Any], device: str) -> TrainingSettings:
+    from screening.learning.settings import TrainingSettings
 
     known = {field.name for field in fields(TrainingSettings)}
-    if unknown := sorted(set(model.settings) - known):
+    if unknown := sorted(set(stored) - known):
         raise InputError(f"no training setting is called {', '.join(unknown)}; there are {', '.join(sorted(known))}")
-    return TrainingSettings(**{"device": device, **model.settings})
+    return TrainingSettings(**{"device": device, **stored})
+
+
+def _predictable(rows: Sequence[Any]) -> list[Any]:
+    """The rows without those validation rows whose defect types no training row of their supercell's host has."""
+    learnt: dict[int, set[int]] = {}
+    for row in rows:
+        if _role(row.CalculationResult) == "train":
+            learnt.setdefault(row.host_id, set()).update(row.defect_types)
+    return [
+        row
+        for row in rows
+        if _role(row.CalculationResult) == "train" or set(row.defect_types) <= learnt.get(row.host_id, set())
+    ]
 
 
 def _json_number(value: float) -> float | None:
@@ -231,19 +267,30 @@ def _role(result: tables.CalculationResult) -> str:
     return "validation" if (result.id * 2654435761 % 2**32) / 2**32 < VALIDATION_SHARE else "train"
 
 
-def _properties_present(results: Sequence[tables.CalculationResult]) -> list[str]:
-    """The properties for which at least half of the results have a value."""
+def _properties_present(rows: Sequence[Any]) -> list[str]:
+    """The properties for which, in every host, at least half of the results have a value."""
+    of_host: dict[int, list[tables.CalculationResult]] = {}
+    for row in rows:
+        of_host.setdefault(row.host_id, []).append(row.CalculationResult)
     return [
-        name for name in PROPERTIES if 2 * sum(getattr(result, name) is not None for result in results) >= len(results)
+        name
+        for name in PROPERTIES
+        if all(2 * sum(getattr(r, name) is not None for r in results) >= len(results) for results in of_host.values())
     ]
 
 
 def _add_model(session: Session, request: TrainingRequest, **columns: Any) -> int:
-    """Add the row of a training under the name that was asked for, or under the next free one."""
+    """Add the row of a training under the name that was asked for, or under the next free one.
+
+    A training that failed gives its name to the next one.
+    """
     name = request.name or _free_name(session, request)
+    session.execute(
+        delete(tables.TrainedModel).where(tables.TrainedModel.name == name, tables.TrainedModel.state == "failed")
+    )
     added: int | None = session.scalar(
         insert(tables.TrainedModel)
-        .values(name=name, settings=dict(request.settings or {}), seed=request.seed, **columns)
+        .values(name=name, seed=request.seed, **columns)
         .on_conflict_do_nothing(index_elements=["name"])
         .returning(tables.TrainedModel.id)
     )
@@ -262,7 +309,7 @@ def _free_name(session: Session, request: TrainingRequest) -> str:
 
 
 def _training_rows(session: Session, model: tables.TrainedModel) -> tuple[LabelledRows, tuple[str, ...]]:
-    """The rows a model learns from, and the data sets by group number."""
+    """The rows a model learns from, and the data set of each."""
     from screening.learning.dataset import LabelledRows
 
     found = session.execute(
@@ -280,8 +327,7 @@ def _training_rows(session: Session, model: tables.TrainedModel) -> tuple[Labell
         .order_by(tables.CalculationResult.id)
     ).all()
     supercell_ids = sorted({row.supercell_id for row in found})
-    # rows of one supercell and one kind of data set weigh together: rounds of proposals join one group
-    groups = sorted({_group(row) for row in found})
+    datasets = tuple(row.CalculationResult.dataset for row in found)
     labels = np.array([[_number(getattr(row.CalculationResult, name)) for name in model.properties] for row in found])
     rows = LabelledRows(
         supercells=tuple(load_supercell(session, i).supercell for i in supercell_ids),
@@ -290,14 +336,27 @@ def _training_rows(session: Session, model: tables.TrainedModel) -> tuple[Labell
         properties=tuple(model.properties),
         labels=labels,
         is_validation=np.array([row.role == "validation" for row in found]),
-        group_of_row=np.array([groups.index(_group(row)) for row in found], np.int64),
+        group_of_row=_groups([row.supercell_id for row in found], datasets),
     )
-    return rows, tuple(name for _, name in groups)
+    return rows, datasets
 
 
-def _group(row: Any) -> tuple[int, str]:
-    dataset: str = row.CalculationResult.dataset
-    return row.supercell_id, f"rounds on supercell {row.supercell_id}" if dataset.startswith("round ") else dataset
+def _groups(supercell_ids: Sequence[int], datasets: Sequence[str]) -> NDArray[np.int64]:
+    """(n,) int64: rows that weigh together: a data set of a supercell.
+
+    Groups weigh equally in training, so a data set of few rows, and the rounds of proposals, which were chosen to
+    be alike, belong to the largest data set of their supercell.
+    """
+    sizes = Counter(zip(supercell_ids, datasets, strict=True))
+    largest = {
+        supercell: max((n, name) for (s, name), n in sizes.items() if s == supercell)[1] for supercell, _ in sizes
+    }
+    joined = [
+        (s, largest[s] if name.startswith("round ") or sizes[s, name] < SMALLEST_GROUP else name)
+        for s, name in zip(supercell_ids, datasets, strict=True)
+    ]
+    numbers = {group: number for number, group in enumerate(sorted(set(joined)))}
+    return np.array([numbers[group] for group in joined], np.int64)
 
 
 def _number(value: float | None) -> float:
@@ -305,9 +364,9 @@ def _number(value: float | None) -> float:
 
 
 def _store_metrics(
-    session: Session, model_id: int, ensemble: Ensemble, rows: LabelledRows, datasets: Sequence[str]
+    session: Session, model_id: int, ensemble: Ensemble, rows: LabelledRows, datasets: Sequence[str], *, device: str
 ) -> None:
-    """Errors on the validation rows by data set and property."""
+    """Errors on the validation rows by data set and property; all rounds are one data set."""
     from screening.learning.scorer import score_configurations
 
     session.execute(delete(tables.ModelMetric).where(tables.ModelMetric.model_id == model_id))
@@ -315,12 +374,13 @@ def _store_metrics(
     for s, supercell in enumerate(rows.supercells):
         chosen = np.flatnonzero(rows.is_validation & (rows.supercell_of_row == s))
         if len(chosen):
-            mean, _ = score_configurations(ensemble, supercell, [rows.configurations[i] for i in chosen])
+            mean, _ = score_configurations(ensemble, supercell, [rows.configurations[i] for i in chosen], device=device)
             residuals[chosen] = mean - rows.labels[chosen]
     metrics = []
-    for g, dataset in enumerate(datasets):
+    named = np.array(["rounds" if name.startswith("round ") else name for name in datasets])
+    for dataset in np.unique(named).tolist():
         for p, name in enumerate(rows.properties):
-            errors: NDArray[np.float64] = residuals[rows.group_of_row == g, p]
+            errors: NDArray[np.float64] = residuals[named == dataset, p]
             errors = errors[np.isfinite(errors)]
             if len(errors):
                 metrics.append(

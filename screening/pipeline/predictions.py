@@ -10,6 +10,7 @@ import csv
 import itertools
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -85,7 +86,8 @@ def predict_files(
     """Predict the properties of every structure in files and archives, and write them as CSV.
 
     Columns: `name`, `configuration`, `n_defects`, then `<property>_mean` and `<property>_std` (eV, Bohr magneton), then
-    `sites`, `host`, `supercell` and `model`. The file is replaced in one step at the end.
+    `sites`, `host`, `supercell` and `model`. Structures that cannot be predicted are in the report, not in the file,
+    which is replaced in one step at the end.
 
     Raises:
         InputError: a file or an archive as a whole cannot be read; nothing is written.
@@ -96,6 +98,8 @@ def predict_files(
     for path in files:
         if not path.is_file():
             raise FileFormatError(f"{path} is not a file; give structure files, or an archive of them")
+    if not output.parent.is_dir():
+        raise InputError(f"there is no folder {output.parent} for the file {output.name}; make it first")
     with session_scope(engine) as session:
         model = queries.model_by_name(session, model_name)
         assert model.weights is not None
@@ -120,40 +124,39 @@ def _read(path: Path, reader: _Reader) -> Iterator[tuple[int, Match]]:
         yield from map(reader.identify, read_structures(path))
         return
     members = archive_members(path)
-    first = next(members, None)
-    if first is None:
-        raise FileFormatError(f"{path} is an empty archive; expected structure files in it")
-    if PurePosixPath(first[0]).suffix != ".cif":
-        for name, content in itertools.chain([first], members):
-            yield from map(reader.identify, parse_structures(name, content))
-        return
-    number, match = reader.identify(parse_structures(*first)[0])
-    yield number, match
-    if number < 0:
-        for name, content in members:
-            yield from _one(name, content, reader)
-        return
-    texts: dict[str, bytes] = {}  # of the structures ahead, for a second look at those that do not match
+    for name, content in members:
+        found = list(_one(name, content, reader))
+        yield from found
+        if PurePosixPath(name).suffix == ".cif" and found[0][0] >= 0:
+            yield from _read_likes(members, found[0][0], reader)
 
-    def remaining() -> Iterator[tuple[str, str]]:
+
+def _read_likes(members: Iterator[tuple[str, bytes]], number: int, reader: _Reader) -> Iterator[tuple[int, Match]]:
+    """Matches of the remaining files of an archive, which are CIFs of one supercell for the most part.
+
+    They go to processes; what does not match there is looked at again.
+    """
+    ahead: deque[tuple[str, bytes]] = deque()
+
+    def texts() -> Iterator[tuple[str, str]]:
         for name, content in members:
-            texts[PurePosixPath(name).stem] = content
+            ahead.append((name, content))
             yield PurePosixPath(name).stem, content.decode(errors="replace")
 
     with MatchingPool() as pool:
-        for match in pool.match(remaining(), reader.supercells[number]):
-            content = texts.pop(match.name)
+        for match in pool.match(texts(), reader.supercells[number]):
+            name, content = ahead.popleft()  # matches come in the order of the texts
             if match.configuration is not None:
                 yield number, match
             else:
-                yield from _one(f"{match.name}.cif", content, reader)
+                yield from _one(name, content, reader)
 
 
 def _one(name: str, content: bytes, reader: _Reader) -> Iterator[tuple[int, Match]]:
     """Matches of one file of an archive; a file that cannot be read costs its own row only."""
     try:
         structures = parse_structures(name, content)
-    except FileFormatError as error:
+    except InputError as error:
         yield -1, Match(PurePosixPath(name).stem, None, reason=str(error))
         return
     yield from map(reader.identify, structures)

@@ -2,7 +2,7 @@ from datetime import timedelta
 
 import numpy as np
 import pytest
-from sqlalchemy import Engine, func, select, text, update
+from sqlalchemy import Engine, any_, func, literal, select, text, update
 from sqlalchemy.orm import Session
 
 from screening.database import leases, tables
@@ -97,6 +97,69 @@ def test_a_property_that_most_results_lack_is_not_learnt(session: Session) -> No
     )
     model_id = submit_training(session, TrainingRequest(LEVEL))
     assert session.get_one(tables.TrainedModel, model_id).properties == list(PROPERTIES[:2])
+
+
+def test_validation_rows_of_a_type_that_no_row_trains_are_left_out(session: Session) -> None:
+    add_results(session, 120)
+    vacancy = 42 * 128  # v_Mo
+    with_it = set(
+        session.scalars(
+            select(tables.CalculationResult.id)
+            .join(tables.Calculation, tables.Calculation.id == tables.CalculationResult.calculation_id)
+            .join(tables.Configuration, tables.Configuration.id == tables.Calculation.configuration_id)
+            .where(literal(vacancy) == any_(tables.Configuration.defect_types))
+        )
+    )
+    session.execute(update(tables.CalculationResult).values(split="train"))
+    others = select(tables.CalculationResult.id).where(tables.CalculationResult.id.not_in(with_it)).limit(5)
+    for ids in (with_it, session.scalars(others).all()):
+        session.execute(
+            update(tables.CalculationResult).where(tables.CalculationResult.id.in_(ids)).values(split="validation")
+        )
+    found = roles(session, submit_training(session, TrainingRequest(LEVEL)))
+    assert with_it.isdisjoint(found)
+    assert list(found.values()).count("validation") == 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"epochs": 0}, "epochs is 0"), ({"n_members": 1}, "at least 3"), ({"depth": 3}, "no training setting is called")],
+)
+def test_settings_are_checked_before_anything_is_stored(session: Session, settings: dict, message: str) -> None:
+    add_results(session, 120)
+    with pytest.raises(InputError, match=message):
+        submit_training(session, TrainingRequest(LEVEL, name="x", settings=settings))
+    assert session.scalar(select(func.count()).select_from(tables.TrainedModel)) == 0
+
+
+def test_a_failed_training_gives_its_name_to_the_next_one(session: Session) -> None:
+    add_results(session, 120)
+    first = submit_training(session, TrainingRequest(LEVEL, name="x"))
+    session.execute(update(tables.TrainedModel).values(state="failed", error="it diverged"))
+    second = submit_training(session, TrainingRequest(LEVEL, name="x"))
+    assert second != first
+    assert session.scalars(select(tables.TrainedModel.id)).all() == [second]
+
+
+def test_a_retraining_keeps_the_members_and_needs_fewer_epochs(session: Session) -> None:
+    add_results(session, 120)
+    submit_training(session, TrainingRequest(LEVEL, name="old"))
+    session.execute(update(tables.TrainedModel).values(state="finished", weights=b"w"))
+    with pytest.raises(InputError, match="n_members come from model old"):
+        submit_training(session, TrainingRequest(LEVEL, parent="old", settings={"n_members": 5}))
+    retrained = submit_training(session, TrainingRequest(LEVEL, parent="old"))
+    assert session.get_one(tables.TrainedModel, retrained).settings == {"epochs": models.RETRAINING_EPOCHS}
+
+
+def test_rounds_and_small_data_sets_weigh_as_rows_of_the_largest_one() -> None:
+    """Groups weigh equally: six proposals in a group of their own would be half of all draws."""
+    datasets = ["low"] * 300 + ["high"] * 150 + ["few"] * 20 + ["round 1"] * 5 + ["round 2"] * 120
+    groups = models._groups([1] * len(datasets) + [2] * 7, [*datasets, *["round 1"] * 7])
+    assert len(set(groups[:300])) == 1
+    assert set(groups[450:595]) == set(groups[:300])
+    assert set(groups[300:450]) != set(groups[:300])
+    assert len(set(groups[595:])) == 1
+    assert set(groups[595:]).isdisjoint(groups[:595])
 
 
 @pytest.fixture
