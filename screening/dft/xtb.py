@@ -89,6 +89,11 @@ def level_of_theory(relax: bool = False) -> LevelOfTheory:
     return LevelOfTheory(f"{_METHOD} {'relaxed' if relax else 'single point'}", "tblite", _METHOD, settings)
 
 
+def levels_of_theory() -> tuple[LevelOfTheory, LevelOfTheory]:
+    """What the built-in calculator computes at: ideal lattice sites, and relaxed."""
+    return level_of_theory(), level_of_theory(relax=True)
+
+
 def calculate(supercell: Supercell, configuration: Configuration, *, relax: bool = False) -> CalculationResult:
     """Energy, HOMO, LUMO and gaps of a configuration, at ideal sites or relaxed in the fixed cell.
 

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from screening.database import queries, tables
 from screening.defects.defect_types import Configuration, DefectType
+from screening.dft import xtb
 from screening.dft.results import CalculationResult, LevelOfTheory, formation_energy
 from screening.dft.vasp import agree, merge
 from screening.errors import InputError, LevelOfTheoryError
@@ -29,6 +30,18 @@ def add_level(session: Session, level: LevelOfTheory) -> int:
         session, name=level.name, code=level.code, functional=level.functional,
         settings=level.settings, digest=level.digest,
     )  # fmt: skip
+
+
+def level_of_name(session: Session, name: str) -> int:
+    """The level of theory of this name; one of the built-in calculator's is added if it is not there.
+
+    Raises:
+        UnknownNameError: there is none.
+    """
+    for level in xtb.levels_of_theory():
+        if level.name == name:
+            return add_level(session, level)
+    return queries.level_id_of(session, name)
 
 
 def join_vasp_level(session: Session, level: LevelOfTheory, name: str | None = None) -> int:

@@ -20,6 +20,7 @@ from screening.dft import xtb
 from screening.errors import CalculationError, InputError
 from screening.pipeline.designs import choose_model, describe_space, find_scored_space
 from screening.pipeline.hosts import StoredSupercell, add_configurations, load_supercell
+from screening.pipeline.references import level_of_name
 from screening.pipeline.results import add_references, store_result
 
 POOL_ROWS = 100_000  # the likeliest candidates, among which a round is chosen
@@ -103,8 +104,18 @@ def propose(
 def release_calculations(
     session: Session, level_name: str, limit: int | None = None, *, failed_too: bool = False
 ) -> list[int]:
-    """Hand proposed calculations of a level of theory, and failed ones if wanted, to the workers; their ids."""
-    level_id = queries.level_id_of(session, level_name)
+    """Hand proposed calculations of a level of theory, and failed ones if wanted, to the workers; their ids.
+
+    Raises:
+        InputError: the built-in calculator, which the workers run, does not compute at this level.
+    """
+    level_id = level_of_name(session, level_name)
+    names = [level.name for level in xtb.levels_of_theory()]
+    if level_name not in names:
+        raise InputError(
+            f"the built-in calculator does not compute at {level_name!r}, only at {' and '.join(names)}; calculate "
+            "elsewhere and take the results in with `screening results add`, or `screening import 2dmd --proposed-only`"
+        )
     states = ("proposed", "failed") if failed_too else ("proposed",)
     proposed = (
         select(tables.Calculation.id)

@@ -13,7 +13,7 @@ from screening.defects.defect_types import Configuration, DefectType
 from screening.defects.enumeration import enumerate_space
 from screening.defects.host import Supercell
 from screening.dft import xtb
-from screening.errors import CalculationError, InputError, LeaseLostError
+from screening.errors import CalculationError, InputError, LeaseLostError, UnknownNameError
 from screening.pipeline import searches
 from screening.pipeline.hosts import StoredSupercell, add_configurations, add_supercell
 from screening.pipeline.results import add_level
@@ -178,6 +178,27 @@ def test_proposals_are_released_in_order_up_to_a_limit(session: Session) -> None
     again = session.get_one(tables.Calculation, proposed[0], populate_existing=True)
     assert (again.state, again.attempts, again.error) == ("waiting", 0, None)
     assert {row.state for row in calculations(session, proposed)} == {"waiting"}
+
+
+def test_levels_of_other_codes_are_not_released(session: Session) -> None:
+    scored(session)
+    proposals = propose(session, QUERY, n=2)
+    row = tables.LevelOfTheory(name="PBE", code="VASP", functional="PBE", settings={}, digest="d")
+    session.add(row)
+    session.flush()
+    session.execute(update(tables.Calculation).values(level_id=row.id))
+    with pytest.raises(
+        InputError, match=r"does not compute at 'PBE', only at GFN1-xTB single point and GFN1-xTB relax"
+    ):
+        release_calculations(session, "PBE")
+    states = {c.state for c in calculations(session, [p.calculation_id for p in proposals])}
+    assert states == {"proposed"}
+    with pytest.raises(UnknownNameError, match="'HSE'; known are GFN1-xTB single point, PBE"):
+        release_calculations(session, "HSE")
+
+
+def test_a_level_of_the_calculator_without_proposals_releases_nothing(session: Session) -> None:
+    assert release_calculations(session, xtb.level_of_theory(relax=True).name) == []
 
 
 def waiting(engine: Engine, *names: str, level_id: int | None = None) -> int:
