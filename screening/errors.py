@@ -15,6 +15,7 @@
     ├── CalculationError            a calculation that failed, with its reason
     ├── CountMismatchError          the number of candidates differs from Burnside's count
     ├── ServiceError                PostgreSQL, Redis or a worker is not there or did not start
+    │   ├── AddressError            an address of PostgreSQL or Redis that cannot be used
     │   └── SchemaError             the database is not at the newest migration
     └── LeaseLostError              another worker has taken over the unit of work
 
@@ -73,6 +74,10 @@ class CountMismatchError(ScreeningError):
 
 class ServiceError(ScreeningError):
     """A service (PostgreSQL, Redis, a worker) is absent or did not start."""
+
+
+class AddressError(ServiceError):
+    """An address of PostgreSQL or Redis cannot be used as it is written."""
 
 
 class SchemaError(ServiceError):

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from screening.errors import ServiceError
+from screening.errors import AddressError, ServiceError
 from screening.services import postgresql, processes, valkey
 from screening.services.postgresql_binaries import binaries, unprivileged_account
 from screening.services.state import addresses, port_is_free, read_state, without_password
@@ -208,6 +208,8 @@ def check_database(settings: Settings) -> Check:
 
     try:
         url = addresses(settings).database_url.replace("postgresql+psycopg://", "postgresql://", 1)
+    except AddressError as error:
+        return Check("database", False, str(error), "mend or unset it")
     except ServiceError as error:
         return Check("database", None, str(error), "screening up")
     try:
@@ -233,6 +235,10 @@ def check_broker(settings: Settings) -> Check:
         url = addresses(settings).redis_url
         with redis.Redis.from_url(url, socket_connect_timeout=5, socket_timeout=5) as client:
             client.ping()
+    except AddressError as error:
+        return Check("broker", False, str(error), "mend or unset it")
+    except (ValueError, TypeError) as error:  # what redis-py says of options behind the `?`
+        return Check("broker", False, f"{without_password(url)}: {error}", "mend SCREENING_REDIS_URL")
     except (ServiceError, redis.RedisError) as error:
         return Check("broker", None, str(error), "screening up")
     return Check("broker", True, f"answers at {without_password(url)}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from screening.errors import ServiceError
+from screening.errors import AddressError, ServiceError
 from screening.settings import Settings
 
 _TAIL_LINES = 25
@@ -36,7 +36,8 @@ def addresses(settings: Settings) -> Addresses:
     """The addresses to use: those of the environment, else of the services that `up` started.
 
     Raises:
-        ServiceError: there are neither, or an address is not of PostgreSQL or Redis.
+        ServiceError: there are neither.
+        AddressError: an address is not of PostgreSQL or Redis, or cannot be read.
     """
     state = read_state(settings.home)
     database = settings.database_url.get_secret_value() if settings.database_url else state.get("database_url")
@@ -46,21 +47,40 @@ def addresses(settings: Settings) -> Addresses:
             f"no services are known in {settings.home}; run `screening up`, "
             "or set SCREENING_DATABASE_URL and SCREENING_REDIS_URL"
         )
-    if not re.match(r"postgres(ql)?(\+psycopg)?://", database):
-        raise ServiceError(
-            f"SCREENING_DATABASE_URL is {without_password(database)}; it should begin with postgresql://"
-        )
-    if not re.match(r"rediss?://", broker):
-        raise ServiceError(f"SCREENING_REDIS_URL is {without_password(broker)}; it should begin with redis://")
+    _check_address("SCREENING_DATABASE_URL", database, r"postgres(ql)?(\+psycopg)?://", "postgresql://")
+    _check_address("SCREENING_REDIS_URL", broker, r"rediss?://", "redis://")
     return Addresses(re.sub(r"^postgres(ql)?(\+psycopg)?://", "postgresql+psycopg://", database), broker)
 
 
 def without_password(url: str) -> str:
-    """An address with its password left out."""
-    parts = urlsplit(url)
-    if parts.password:
-        url = url.replace(f":{parts.password}@", ":***@", 1)
-    return re.sub(r"([?&]password=)[^&]*", r"\1***", url)
+    """An address with its passwords left out: also one that is no good address, of which rather too much is."""
+    scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
+    user, at, place = rest.rpartition("@")
+    if at and ":" in user:
+        rest = f"{user.partition(':')[0]}:***@{place}"
+    return re.sub(
+        r"([?&][^=&#]*(?:pass|pwd|secret|token)[^=&#]*=)[^&]*", r"\1***", scheme + separator + rest, flags=re.I
+    )
+
+
+def _check_address(name: str, url: str, pattern: str, begin: str) -> None:
+    """Refuse what a server's own library would misread, and then say with the password in its message.
+
+    Raises:
+        AddressError: the address is of another kind of server, or its parts cannot be told apart.
+    """
+    if not re.match(pattern, url):
+        raise AddressError(f"{name} is {without_password(url)}; it should begin with {begin}")
+    try:
+        parts = urlsplit(url)
+        is_clear = parts.port != 0 and "#" not in url and url.count("@") == parts.netloc.count("@") <= 1
+    except ValueError:  # brackets or a port that is no number, as after `u:pa` of u:pa/ss@host
+        is_clear = False
+    if not is_clear or re.search(r"%(?![0-9a-fA-F]{2})", url):
+        raise AddressError(
+            f"{name} cannot be read; write {begin}user:password@host:port/name, and percent-encode "
+            "what a password has of / ? # @ [ ] and % (%2F %3F %23 %40 %5B %5D %25)"
+        )
 
 
 def log_tail(path: Path) -> str:

@@ -198,6 +198,14 @@ def test_servers_that_do_not_answer_are_told_without_their_passwords(home: Path)
         assert "secret" not in found.found
 
 
+@pytest.mark.parametrize("broker", ["redis://:sec/ret@127.0.0.1:9/0", "redis://127.0.0.1:9/0?db=x", "redis://h?no=1"])
+def test_an_address_that_cannot_be_read_is_told(home: Path, broker: str) -> None:
+    found = check_broker(Settings(home=home, database_url="postgresql://host/db", redis_url=broker))
+    assert found.ok is False
+    assert "SCREENING_REDIS_URL" in found.found + found.advice
+    assert "sec" not in found.found
+
+
 def test_a_gpu_that_is_wanted_and_not_there_is_told(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     found = check_gpu(Settings(home=home, device="cuda"))

@@ -478,10 +478,39 @@ def test_every_usual_way_to_write_an_address_of_postgresql_is_understood(home: P
             "postgresql://me@host/db?sslmode=require&password=***",
         ),
         ("postgresql://me@host/db", "postgresql://me@host/db"),
+        ("redis://:pa/ss@host:6379/0", "redis://:***@host:6379/0"),
+        ("postgresql://me:pa#ss@host/db", "postgresql://me:***@host/db"),
+        ("postgresql://me:pa?ss@host/db", "postgresql://me:***@host/db"),
+        ("postgresql://me:pa@ss:word@host/db", "postgresql://me:***@host/db"),
+        ("redis://:12?3@host/0", "redis://:***@host/0"),
+        ("redis://host/0?PASSWD=secret&db=1", "redis://host/0?PASSWD=***&db=1"),
+        ("postgresql://host/db?sslpassword=secret#x", "postgresql://host/db?sslpassword=***"),
+        ("postgresql://[::1]:5432/db", "postgresql://[::1]:5432/db"),
+        ("me:secret@host", "me:***@host"),
+        ("not set up", "not set up"),
     ],
 )
 def test_an_address_is_shown_without_its_password(url: str, shown: str) -> None:
     assert without_password(url) == shown
+
+
+@pytest.mark.parametrize(
+    "password", ["sec/ret", "sec#ret", "sec?ret", "12?secret", "sec@ret", "sec%ret", "sec%zzret", "[secret", "sec]ret"]
+)
+def test_a_password_that_is_not_percent_encoded_is_refused_without_being_shown(home: Path, password: str) -> None:
+    good = {"database_url": "postgresql://me:a%2Fb@host:1/db", "redis_url": "redis://:a%40b@host:1/0"}
+    assert addresses(Settings(home=home, **good)).redis_url == good["redis_url"]
+    for name, url in (("database_url", "postgresql://me:{}@host:1/db"), ("redis_url", "redis://:{}@host:1/0")):
+        with pytest.raises(ServiceError, match=f"SCREENING_{name.upper()} .* percent-encode") as caught:
+            addresses(Settings(home=home, **{**good, name: url.format(password)}))
+        assert "sec" not in str(caught.value)
+        assert "ret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["postgresql://host:port/db", "postgresql://host:99999/db", "postgresql://[::1/db"])
+def test_an_address_with_an_impossible_host_or_port_is_refused(home: Path, url: str) -> None:
+    with pytest.raises(ServiceError, match="SCREENING_DATABASE_URL cannot be read"):
+        addresses(Settings(home=home, database_url=url, redis_url="redis://host"))
 
 
 def test_the_end_of_a_large_log_is_read_without_the_rest(tmp_path: Path) -> None:
