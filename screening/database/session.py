@@ -22,6 +22,8 @@ from sqlalchemy.orm import Session
 
 from screening.errors import SchemaError, ServiceError
 
+OLDEST_POSTGRESQL = 16  # erf() of design queries
+
 
 def make_engine(database_url: str) -> Engine:
     """Engine for a `postgresql+psycopg://` address; connections are checked before they are used again."""
@@ -39,14 +41,18 @@ def session_scope(engine: Engine) -> Iterator[Session]:
         try:
             session.connection()
         except OperationalError as error:
-            raise ServiceError(f"PostgreSQL does not answer at {address(engine)}; run `screening up`") from error
+            raise ServiceError(
+                f"PostgreSQL does not answer at {address(engine)} ({_reason(error)}); run `screening up`, "
+                "or mend SCREENING_DATABASE_URL if it is set"
+            ) from error
         yield session
         session.commit()
 
 
 def address(engine: Engine) -> str:
-    """Host, port and database of an engine, without the password."""
-    return engine.url.render_as_string(hide_password=True)
+    """Host, port and database of an engine, without its passwords."""
+    secrets = [name for name in engine.url.query if "pass" in name.lower()]
+    return engine.url.difference_update_query(secrets).render_as_string(hide_password=True)
 
 
 def migration_config() -> Config:
@@ -60,11 +66,27 @@ def migration_config() -> Config:
 
 
 def migrate(engine: Engine) -> None:
-    """Bring the schema to the newest migration; a lock keeps two processes from doing so at once."""
+    """Bring the schema to the newest migration; a lock keeps two processes from doing so at once.
+
+    Raises:
+        ServiceError: the server cannot be reached, is too old, or broke the migrations off.
+    """
     config = migration_config()
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        alembic.command.upgrade(config, "head")
+    try:
+        with session_scope(engine) as session:
+            connection = session.connection()
+            version = int(connection.exec_driver_sql("SHOW server_version_num").scalar_one()) // 10000
+            if version < OLDEST_POSTGRESQL:
+                raise ServiceError(
+                    f"PostgreSQL {version} at {address(engine)}; design queries need {OLDEST_POSTGRESQL} or newer: set "
+                    "SCREENING_DATABASE_URL to such a server, or unset it to use the one that is installed along"
+                )
+            config.attributes["connection"] = connection
+            alembic.command.upgrade(config, "head")
+    except OperationalError as error:
+        raise ServiceError(
+            f"the migrations could not be run at {address(engine)} ({_reason(error)}); try `screening up` again"
+        ) from error
 
 
 def check_schema(engine: Engine) -> None:
@@ -82,3 +104,8 @@ def check_schema(engine: Engine) -> None:
             f"the database is at migration {found or 'none'}, this version of screening needs {head}; "
             "run `screening up` (or `alembic upgrade head`)"
         )
+
+
+def _reason(error: OperationalError) -> str:
+    """What the driver said, on one line."""
+    return " ".join(str(error.orig).split())
