@@ -135,6 +135,12 @@ def next_(
     highest: Highest = False,
     n: Annotated[int, typer.Option("--n", help="How many calculations to propose.")] = 5,
     model: ModelName = None,
+    level: Annotated[
+        str | None,
+        typer.Option(
+            "--level", help='Level of theory of the calculations: "GFN1-xTB relaxed"; the model\'s if not given.'
+        ),
+    ] = None,
     only_stored: Annotated[
         bool, typer.Option("--only-stored", help="Only configurations that an import brought without results.")
     ] = False,
@@ -145,23 +151,23 @@ def next_(
     query = build_query(
         host=host, supercell=supercell, gap=gap, window=window, max_defects=max_defects, sort=sort, highest=highest
     )
-    proposals = propose_stored(Project(), query, n=n, model_name=model, only_stored=only_stored, seed=seed)
+    proposals = propose_stored(
+        Project(), query, n=n, model_name=model, level_name=level, only_stored=only_stored, seed=seed
+    )
     if as_json:
         print_json({"proposals": proposals})
     else:
         print_proposals(proposals)
 
 
-def propose_stored(
-    project: Project, query: DesignQuery, *, n: int, model_name: str | None, only_stored: bool = False, seed: int = 0
-) -> list[dict[str, Any]]:
-    """Store a round of proposals; one row each."""
+def propose_stored(project: Project, query: DesignQuery, **choice: Any) -> list[dict[str, Any]]:
+    """Store a round of proposals, chosen as `screening.pipeline.rounds.propose` is told; one row each."""
     from dataclasses import asdict
 
     from screening.pipeline.rounds import propose
 
     with project.transaction() as session:
-        found = propose(session, query, n=n, model_name=model_name, only_stored=only_stored, seed=seed)
+        found = propose(session, query, **choice)
         return [asdict(proposal) for proposal in found]
 
 

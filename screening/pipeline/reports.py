@@ -21,6 +21,7 @@ from screening.database.tables import (
     Prediction,
     Round,
     SearchSpace,
+    TrainedModel,
 )
 
 _COLOURS = {"validation": "#9aa5b1", "proposed": "#c2410c"}
@@ -46,7 +47,8 @@ class ComparedRow:
 
 def compared_rows(session: Session, model_id: int, properties: Sequence[str]) -> list[ComparedRow]:
     """Predictions of a model beside results that it did not learn from, in the order of the results."""
-    is_proposed = and_(Round.model_id == model_id, Calculation.round_id.is_not(None))
+    level_id = select(TrainedModel.level_id).where(TrainedModel.id == model_id).scalar_subquery()
+    is_proposed = and_(Round.model_id == model_id, Round.level_id == level_id)  # it may propose for another level
     statement = (
         select(
             case((is_proposed, "proposed"), else_="validation").label("kind"),

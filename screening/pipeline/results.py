@@ -57,13 +57,12 @@ def add_references(
     """
     from screening.dft import xtb
 
-    relaxed = {xtb.level_of_theory(relax).digest: relax for relax in (False, True)}
-    if level.digest not in relaxed:
+    if level.digest not in [known.digest for known in xtb.levels_of_theory()]:
         raise InputError(
             f"references at {level.name!r} are missing and the built-in calculator does not compute at this level; "
             "take a bulk run in with `screening results add`"
         )
-    relax = relaxed[level.digest]
+    relax = level.digest == xtb.level_of_theory(relax=True).digest
     level_id = add_level(session, level)
     session.execute(select(func.pg_advisory_xact_lock(_REFERENCES_LOCK, level_id)))
     missing = elements_of(configuration) - queries.chemical_potentials(session, level_id).keys()

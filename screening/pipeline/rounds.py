@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Engine, select, update
+from sqlalchemy import Engine, Select, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -49,18 +51,21 @@ class _Pool:
 
 
 def propose(
-    session: Session, query: DesignQuery, *,
-    n: int, model_name: str | None = None, only_stored: bool = False, seed: int = 0,
+    session: Session, query: DesignQuery, *, n: int, model_name: str | None = None, level_name: str | None = None,
+    only_stored: bool = False, seed: int = 0,
 ) -> list[Proposal]:  # fmt: skip
-    """Choose the next calculations for a design query and store them as a round, at the level the model learnt.
+    """Choose the next calculations for a design query and store them as a round.
 
     A candidate's worth is the probability that every window holds times the improvement that is to be expected
-    of the property the query sorts by (Jones et al., J. Glob. Optim. 13, 455 (1998)), over the best value known or
-    over the n-th best prediction where that is worse: once the best is found, its neighbours in the ranking are
-    still worth calculating. The batch is spread over unlike configurations. What has a calculation at this level,
-    whatever became of it, is never chosen.
+    of the property the query sorts by (Jones et al., J. Glob. Optim. 13, 455 (1998)), over the best value known at
+    the model's level or over the n-th best prediction where that is worse: once the best is found, its neighbours in
+    the ranking are still worth calculating. The batch is spread over unlike configurations. What has a calculation at
+    the round's level, whatever became of it, is never chosen.
 
     Args:
+        level_name: level of theory of the calculations, a known one or one of the built-in calculator's; the level
+            that the model learnt if not given. A model may propose for another level: single points choose what is
+            worth relaxing.
         only_stored: choose only among configurations that an import brought without a result.
         seed: decides between candidates of equal worth; kept with the round.
 
@@ -75,15 +80,12 @@ def propose(
         select(tables.Supercell.id).where(tables.Supercell.id == supercell_id).with_for_update(key_share=True)
     )
     model = choose_model(session, query, supercell_id, name=model_name)
-    by = _property_to_improve(query)
-    missing = {by, *(window.property for window in query.windows)} - set(model.properties)
-    if missing:
-        raise InputError(
-            f"model {model.name} does not predict {', '.join(sorted(missing))}; "
-            f"it predicts {', '.join(model.properties)}"
-        )
+    _check_properties(query, model)
+    level_id = model.level_id if level_name is None else level_of_name(session, level_name)
     space = find_scored_space(session, query, model)
-    pool = _read_pool(session, query, model, space, only_stored=only_stored)
+    pool = _read_pool(
+        session, _open_candidates(query, model, space, level_id=level_id, only_stored=only_stored), _improved(query)
+    )
     if not pool.candidate_ids:
         raise InputError(
             "every candidate of the design query has a calculation"
@@ -95,10 +97,10 @@ def propose(
     order = np.random.default_rng(seed).permutation(len(pool.candidate_ids))
     worth = _worth(pool, query, best, n=n)
     chosen = order[_choose(worth[order], [pool.configurations[i] for i in order], stored.supercell, n=n)]
-    round_ = tables.Round(model_id=model.id, level_id=model.level_id, query=query.model_dump(mode="json"), seed=seed)
+    round_ = tables.Round(model_id=model.id, level_id=level_id, query=query.model_dump(mode="json"), seed=seed)
     session.add(round_)
     session.flush()
-    return [_store_proposal(session, stored, pool, round_, int(i), worth[i]) for i in chosen]
+    return _store_proposals(session, stored, pool, round_, reasons={int(i): _reason(pool, i, worth[i]) for i in chosen})
 
 
 def release_calculations(
@@ -151,12 +153,12 @@ def calculate_unit(engine: Engine, calculation_id: int, owner: str) -> None:
         known = session.get_one(tables.LevelOfTheory, calculation.level_id)
         level_name, digest = known.name, known.digest
         dataset = f"round {calculation.round_id}" if calculation.round_id else "calculations"
-    relax = next((r for r in (False, True) if xtb.level_of_theory(r).digest == digest), None)
-    if relax is None:
+    if digest not in [level.digest for level in xtb.levels_of_theory()]:
         raise CalculationError(
             f"the built-in calculator does not compute at {level_name!r}; "
             "calculate it elsewhere and take the result in with `screening results add`"
         )
+    relax = digest == xtb.level_of_theory(relax=True).digest
     with lease_kept(engine, tables.Calculation, calculation_id, owner):
         with session_scope(engine) as session:
             add_references(session, stored, configuration, xtb.level_of_theory(relax))
@@ -167,10 +169,20 @@ def calculate_unit(engine: Engine, calculation_id: int, owner: str) -> None:
             finish(session, tables.Calculation, calculation_id, owner)
 
 
-def _read_pool(
-    session: Session, query: DesignQuery, model: tables.TrainedModel, space: tables.SearchSpace, *, only_stored: bool
-) -> _Pool:
-    """The candidates that could be proposed, the likeliest first."""
+def _check_properties(query: DesignQuery, model: tables.TrainedModel) -> None:
+    """Make sure that a model predicts what a query speaks of."""
+    missing = {_improved(query), *(window.property for window in query.windows)} - set(model.properties)
+    if missing:
+        raise InputError(
+            f"model {model.name} does not predict {', '.join(sorted(missing))}; "
+            f"it predicts {', '.join(model.properties)}"
+        )
+
+
+def _open_candidates(
+    query: DesignQuery, model: tables.TrainedModel, space: tables.SearchSpace, *, level_id: int, only_stored: bool
+) -> Select[Any]:
+    """The SELECT of the candidates that could be proposed at a level of theory, the likeliest first."""
     wide = query.model_copy(update={"confidence": 0.0, "limit": POOL_ROWS, "sort": "probability"})
     same = (
         select(tables.Configuration.id)
@@ -182,23 +194,25 @@ def _read_pool(
         .correlate(tables.Candidate)
     )
     taken = same.join(tables.Calculation, tables.Calculation.configuration_id == tables.Configuration.id).where(
-        tables.Calculation.level_id == model.level_id
+        tables.Calculation.level_id == level_id
     )
     statement = compile_query(wide, model_id=model.id, search_space_id=space.id).where(~taken.exists())
-    if only_stored:
-        statement = statement.where(same.exists())
+    return statement.where(same.exists()) if only_stored else statement
+
+
+def _read_pool(session: Session, statement: Select[Any], improved: str) -> _Pool:
+    """What a SELECT of candidates returns, with the prediction of the property that is to improve."""
     rows = session.execute(statement).mappings().all()
-    by = _property_to_improve(query)
     return _Pool(
         [row["candidate"] for row in rows],
         [Configuration(tuple(row["sites"]), tuple(row["defect_types"])) for row in rows],
         np.array([row["probability"] for row in rows], np.float64),
-        np.array([row[f"{by}_mean"] for row in rows], np.float64),
-        np.array([row[f"{by}_std"] for row in rows], np.float64),
+        np.array([row[f"{improved}_mean"] for row in rows], np.float64),
+        np.array([row[f"{improved}_std"] for row in rows], np.float64),
     )
 
 
-def _property_to_improve(query: DesignQuery) -> str:
+def _improved(query: DesignQuery) -> str:
     """What the query sorts by, else its first window's property."""
     if query.sort != "probability":
         return query.sort
@@ -250,25 +264,35 @@ def _features(configurations: list[Configuration], supercell: Supercell) -> NDAr
     return features
 
 
-def _store_proposal(
-    session: Session, stored: StoredSupercell, pool: _Pool, round_: tables.Round, i: int, worth: float
-) -> Proposal:
-    configuration = pool.configurations[i]
-    (configuration_id,) = add_configurations(session, stored, [configuration])
-    reason = (
+def _reason(pool: _Pool, i: int, worth: float) -> str:
+    """Why a row of the pool is proposed."""
+    return (
         f"probability {pool.probability[i]:.2f} that every window holds, predicted "
         f"{pool.mean[i]:.3f} +- {pool.std[i]:.3f}, worth {worth:.2g}"
     )
-    calculation_id = session.scalar(
-        insert(tables.Calculation)
-        .values(
-            configuration_id=configuration_id,
-            level_id=round_.level_id,
-            round_id=round_.id,
-            state="proposed",
-            proposal=reason,
-        )
-        .returning(tables.Calculation.id)
+
+
+def _store_proposals(
+    session: Session, stored: StoredSupercell, pool: _Pool, round_: tables.Round, *, reasons: Mapping[int, str]
+) -> list[Proposal]:
+    """Store rows of the pool as the proposed calculations of a round; reasons by row."""
+    configuration_ids = add_configurations(session, stored, [pool.configurations[i] for i in reasons])
+    added = session.execute(
+        insert(tables.Calculation).returning(tables.Calculation.configuration_id, tables.Calculation.id),
+        [
+            {
+                "configuration_id": configuration_id,
+                "level_id": round_.level_id,
+                "round_id": round_.id,
+                "state": "proposed",
+                "proposal": reason,
+            }
+            for configuration_id, reason in zip(configuration_ids, reasons.values(), strict=True)
+        ],
     )
-    assert calculation_id is not None
-    return Proposal(calculation_id, pool.candidate_ids[i], configuration.composition, configuration.sites, reason)
+    calculation_ids = dict(added.all())
+    return [
+        Proposal(calculation_ids[c], pool.candidate_ids[i], pool.configurations[i].composition,
+                 pool.configurations[i].sites, reason)
+        for c, (i, reason) in zip(configuration_ids, reasons.items(), strict=True)
+    ]  # fmt: skip

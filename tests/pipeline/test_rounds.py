@@ -254,6 +254,43 @@ def test_a_calculation_brings_its_result_and_its_references(clean_engine: Engine
         assert (row.dataset, row.row_name) == ("calculations", f"calculation {calculation_id}")
 
 
+def test_a_round_of_relaxations_is_proposed_by_a_model_of_single_points(clean_engine: Engine) -> None:
+    level = xtb.level_of_theory(relax=True)
+    with session_scope(clean_engine) as session:
+        _, model = scored(session)
+        (at_sites,) = propose(session, DesignQuery(host="MoS2", max_defects=1), n=1)
+        both = propose(session, DesignQuery(host="MoS2", max_defects=1), n=5, level_name=level.name)
+        assert at_sites.candidate_id in {p.candidate_id for p in both}  # its single point is another calculation
+        rounds = session.scalars(select(tables.Round).order_by(tables.Round.id)).all()
+        assert [r.model_id for r in rounds] == [model.id, model.id]
+        assert session.get_one(tables.LevelOfTheory, rounds[1].level_id).digest == level.digest
+        round_id = rounds[1].id
+        (relaxed,) = [p for p in both if p.configuration == "v_S"]
+        assert relaxed.calculation_id in release_calculations(session, level.name)
+    claimed = 0
+    while claimed != relaxed.calculation_id:
+        claimed = claim(clean_engine)
+    calculate_unit(clean_engine, relaxed.calculation_id, "worker")
+    with session_scope(clean_engine) as session:
+        assert session.get_one(tables.Calculation, relaxed.calculation_id).state == "finished"
+        row = session.scalars(
+            select(tables.CalculationResult).where(tables.CalculationResult.calculation_id == relaxed.calculation_id)
+        ).one()
+        supercell = Supercell.parse(catalogue_host("MoS2"), "2x2")
+        pristine = xtb.calculate(supercell, Configuration((), ()), relax=True).energy
+        ideal = xtb.calculate(supercell, Configuration(relaxed.sites, (DefectType.parse("v_S").code,)))
+        assert row.energy < ideal.energy - 0.01
+        expected = row.energy - pristine + xtb.reference("S", relax=True)[0]
+        assert row.formation_energy == pytest.approx(expected, abs=1e-4)
+        assert row.dataset == f"round {round_id}"
+
+
+def test_an_unknown_level_is_not_proposed_for(session: Session) -> None:
+    scored(session)
+    with pytest.raises(UnknownNameError, match="'GFN1-xTB relax'; known are GFN1-xTB single point"):
+        propose(session, QUERY, n=1, level_name="GFN1-xTB relax")
+
+
 def test_a_calculation_that_fails_says_why_and_writes_nothing(
     clean_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
