@@ -6,11 +6,11 @@ of their key, so that two processes that add the same ones do not deadlock. Noth
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Row, func, literal, select, true
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import ARRAY, Row, SmallInteger, column, func, literal, select, true
+from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import Session
 
 from screening.database.design_query import DesignQuery
@@ -159,10 +159,22 @@ def configuration_ids(
             insert(Configuration).on_conflict_do_nothing(),
             [{"supercell_id": supercell_id, **row} for row in ordered[start : start + _ROWS_PER_INSERT]],
         )
+    return find_configurations(session, supercell_id, [(row["sites"], row["defect_types"]) for row in ordered])
+
+
+def find_configurations(
+    session: Session, supercell_id: int, keys: Iterable[tuple[Sequence[int], Sequence[int]]]
+) -> dict[tuple[tuple[int, ...], tuple[int, ...]], int]:
+    """Ids of those of these canonical configurations, given as (sites, defect types), that are there."""
+    wanted = func.jsonb_to_recordset(
+        literal([{"sites": list(sites), "defect_types": list(types)} for sites, types in keys], JSONB)
+    ).table_valued(
+        column("sites", ARRAY(SmallInteger)), column("defect_types", ARRAY(SmallInteger)), name="wanted"
+    ).render_derived(with_types=True)  # fmt: skip
     found = session.execute(
-        select(Configuration.sites, Configuration.defect_types, Configuration.id).where(
-            Configuration.supercell_id == supercell_id
-        )
+        select(Configuration.sites, Configuration.defect_types, Configuration.id)
+        .join(wanted, (wanted.c.sites == Configuration.sites) & (wanted.c.defect_types == Configuration.defect_types))
+        .where(Configuration.supercell_id == supercell_id)
     )
     return {(tuple(sites), tuple(types)): identifier for sites, types, identifier in found}
 

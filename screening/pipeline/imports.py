@@ -294,7 +294,7 @@ def _configuration_ids(
     good = [match for name, match in matches.items() if ledger.outcomes.get(name) != "refused"]
     if not selection.proposed_only:
         return _add_canonical(session, stored, good)
-    ids = queries.configuration_ids(session, stored.id, [])
+    ids = queries.find_configurations(session, stored.id, map(_key, good))
     return {match.name: ids[key] for match in good if (key := _key(match)) in ids}
 
 

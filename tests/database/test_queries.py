@@ -98,9 +98,19 @@ def test_threads_that_add_the_same_rows_at_once_agree(clean_engine: Engine, comm
 def test_configurations_are_added_beyond_one_statement_and_known_ones_keep_their_id(session: Session, ids: Any) -> None:
     first = queries.configuration_ids(session, ids.supercell, [configuration(ids, [5])])
     rows = [configuration(ids, [left, right]) for left in range(80) for right in range(100, 180)]
-    found = queries.configuration_ids(session, ids.supercell, rows)
+    found = queries.configuration_ids(session, ids.supercell, [*rows, configuration(ids, [5])])
     assert len(found) == 6401
     assert found[(5,), (2048,)] == first[(5,), (2048,)]
+
+
+def test_only_the_configurations_that_are_asked_for_are_read(session: Session, ids: Any) -> None:
+    rows = [configuration(ids, sites) for sites in ([], [3], [4], [3, 4])]
+    known = queries.configuration_ids(session, ids.supercell, rows)
+    assert queries.configuration_ids(session, ids.supercell, rows[2:3]) == {((4,), (2048,)): known[(4,), (2048,)]}
+    wanted = [((3, 4), (2048, 2048)), ((), ()), ((9,), (2048,)), ((3,), (2082,))]
+    assert queries.find_configurations(session, ids.supercell, wanted) == {key: known[key] for key in wanted[:2]}
+    assert queries.find_configurations(session, ids.supercell + 1, wanted) == {}
+    assert queries.find_configurations(session, ids.supercell, []) == {}
 
 
 def test_defect_types_and_compositions_may_be_added_again(session: Session, ids: Any) -> None:
