@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from screening.database.session import session_scope
 from screening.defects.defect_types import Configuration
 from screening.defects.host import Supercell
 from screening.dft import xtb
+from screening.dft.structures import write_structure
 from screening.errors import CalculationError, InputError
 from screening.pipeline.designs import choose_model, describe_space, find_scored_space
 from screening.pipeline.hosts import StoredSupercell, add_configurations, load_supercell
@@ -101,6 +103,32 @@ def propose(
     session.add(round_)
     session.flush()
     return _store_proposals(session, stored, pool, round_, reasons={int(i): _reason(pool, i, worth[i]) for i in chosen})
+
+
+def write_structures(session: Session, calculation_ids: Sequence[int], folder: Path) -> dict[int, Path]:
+    """Write the unrelaxed structure of each calculation as POSCAR, for a calculation elsewhere; paths by id.
+
+    A result of such a file finishes its calculation: `screening results add` finds its configuration again.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    rows = session.execute(
+        select(tables.Calculation.id, tables.Configuration)
+        .join(tables.Configuration, tables.Configuration.id == tables.Calculation.configuration_id)
+        .where(tables.Calculation.id.in_(calculation_ids))
+        .order_by(tables.Calculation.id)
+    )
+    paths = {}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for identifier, row in rows:
+            paths[identifier] = folder / f"calculation-{identifier}.vasp"
+            supercell = load_supercell(session, row.supercell_id).supercell
+            write_structure(paths[identifier], supercell, Configuration(tuple(row.sites), tuple(row.defect_types)))
+    except OSError as error:
+        raise InputError(f"structures cannot be written into {folder}: {error}; name another folder") from error
+    return paths
 
 
 def release_calculations(

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +17,8 @@ from screening.dft import xtb
 from screening.errors import CalculationError, InputError, LeaseLostError, UnknownNameError
 from screening.pipeline import searches
 from screening.pipeline.hosts import StoredSupercell, add_configurations, add_supercell
-from screening.pipeline.results import add_level
-from screening.pipeline.rounds import calculate_unit, propose, release_calculations
+from screening.pipeline.results import add_level, add_result_files
+from screening.pipeline.rounds import calculate_unit, propose, release_calculations, write_structures
 
 PROPERTIES = ["formation_energy_per_site", "homo_lumo_gap_min"]
 QUERY = DesignQuery(host="MoS2", windows=(Window(property="homo_lumo_gap_min", low=0.9, high=1.1),))
@@ -289,6 +290,33 @@ def test_an_unknown_level_is_not_proposed_for(session: Session) -> None:
     scored(session)
     with pytest.raises(UnknownNameError, match="'GFN1-xTB relax'; known are GFN1-xTB single point"):
         propose(session, QUERY, n=1, level_name="GFN1-xTB relax")
+
+
+def test_structures_of_a_round_come_back_as_results_that_finish_it(clean_engine: Engine, tmp_path: Path) -> None:
+    with session_scope(clean_engine) as session:
+        scored(session)
+        ids = [p.calculation_id for p in propose(session, QUERY, n=3)]
+        paths = write_structures(session, ids, tmp_path / "to calculate")
+        round_id = session.scalars(select(tables.Round.id)).one()
+    assert sorted(path.name for path in paths.values()) == sorted(f"calculation-{i}.vasp" for i in ids)
+    table = tmp_path / "to calculate" / "done.csv"
+    lines = [f"calculation-{i}.vasp,{-50.0 - i}" for i in ids[:2]]
+    table.write_text("\n".join(["structure,energy", *lines, ""]))
+    report = add_result_files(clean_engine, [table], level_name=xtb.level_of_theory().name)
+    assert (report.new, report.refused) == (2, 0)
+    with session_scope(clean_engine) as session:
+        rows = {c.id: (c.state, c.round_id) for c in session.scalars(select(tables.Calculation))}
+        assert rows == {i: ("proposed" if i == ids[2] else "finished", round_id) for i in ids}
+        found = session.execute(select(tables.CalculationResult.calculation_id, tables.CalculationResult.energy)).all()
+        assert dict(found) == {i: -50.0 - i for i in ids[:2]}
+
+
+def test_a_folder_that_cannot_be_written_is_named(session: Session, tmp_path: Path) -> None:
+    scored(session)
+    (tmp_path / "file").write_text("")
+    ids = [p.calculation_id for p in propose(session, QUERY, n=1)]
+    with pytest.raises(InputError, match=r"structures cannot be written into .*file"):
+        write_structures(session, ids, tmp_path / "file")
 
 
 def test_a_calculation_that_fails_says_why_and_writes_nothing(
