@@ -145,6 +145,10 @@ def next_(
         bool, typer.Option("--only-stored", help="Only configurations that an import brought without results.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed, kept with the round.")] = 0,
+    structures: Annotated[
+        Path | None,
+        typer.Option("--structures", help="Folder for a POSCAR of each proposal, to calculate it elsewhere."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Propose the next calculations for a design query, and store them as a round."""
@@ -152,23 +156,35 @@ def next_(
         host=host, supercell=supercell, gap=gap, window=window, max_defects=max_defects, sort=sort, highest=highest
     )
     proposals = propose_stored(
-        Project(), query, n=n, model_name=model, level_name=level, only_stored=only_stored, seed=seed
+        Project(), query, structures, n=n, model_name=model, level_name=level, only_stored=only_stored, seed=seed
     )
     if as_json:
         print_json({"proposals": proposals})
     else:
         print_proposals(proposals)
+        if structures is not None:
+            print(f"\n{len(proposals)} structures in {structures}; `screening results add` takes their results in")
 
 
-def propose_stored(project: Project, query: DesignQuery, **choice: Any) -> list[dict[str, Any]]:
-    """Store a round of proposals, chosen as `screening.pipeline.rounds.propose` is told; one row each."""
+def propose_stored(
+    project: Project, query: DesignQuery, structures: Path | None = None, **choice: Any
+) -> list[dict[str, Any]]:
+    """Store a round of proposals, chosen as `screening.pipeline.rounds.propose` is told; one row each.
+
+    Args:
+        structures: folder for a structure file of each proposal; the round is stored once they are written.
+    """
     from dataclasses import asdict
 
-    from screening.pipeline.rounds import propose
+    from screening.pipeline.rounds import propose, write_structures
 
     with project.transaction() as session:
         found = propose(session, query, **choice)
-        return [asdict(proposal) for proposal in found]
+        rows = [asdict(proposal) for proposal in found]
+        if structures is not None:
+            paths = write_structures(session, [proposal.calculation_id for proposal in found], structures)
+            rows = [row | {"structure": paths[row["calculation_id"]]} for row in rows]
+        return rows
 
 
 def print_proposals(proposals: list[dict[str, Any]]) -> None:
@@ -188,11 +204,12 @@ def calculate(
 
     Exit code 1 if one of them failed; its reason is kept.
     """
-    found = calculate_stored(Project(), level=level, limit=limit, failed_too=failed_too, wait=wait)
+    project = Project()
+    found = calculate_stored(project, level=level, limit=limit, failed_too=failed_too, wait=wait)
     if as_json:
         print_json({"calculations": found})
     elif not found:
-        print("no calculation is proposed; `screening next` proposes some")
+        print(describe_calculations(project, level or builtin_level()))
     else:
         print_calculations(found)
     if wait and any(row["state"] == "failed" for row in found):
@@ -207,12 +224,13 @@ def calculate_stored(
     failed_too: bool = False,
     wait: bool = True,
 ) -> list[dict[str, Any]]:
-    """Release proposed calculations and wait for them; one row each."""
-    from screening.database.listings import calculation_rows
+    """Release proposed calculations of a level, and wait for them and for what waited or ran there; one row each."""
+    from screening.database.listings import calculation_rows, open_calculations
     from screening.pipeline.rounds import release_calculations
 
     with project.transaction() as session:
-        ids = release_calculations(session, level or builtin_level(), limit, failed_too=failed_too)
+        release_calculations(session, level or builtin_level(), limit, failed_too=failed_too)
+        ids = open_calculations(session, level or builtin_level())
     if not ids:
         return []
     project.announce("calculate")
@@ -221,12 +239,25 @@ def calculate_stored(
         with project.transaction() as session:
             states = [row["state"] for row in calculation_rows(session, ids)]
         done = sum(state in ("finished", "failed") for state in states)
-        return Tick(done, len(ids), "", started=any(s != "waiting" for s in states), over=done == len(ids))
+        return Tick(done, len(ids), "", started="running" in states, over=done == len(ids))
 
     if wait:
         wait_for(look, label="calculate")
     with project.transaction() as session:
         return calculation_rows(session, ids)
+
+
+def describe_calculations(project: Project, level: str) -> str:
+    """What there is instead of proposals at a level of theory."""
+    from screening.database.listings import calculation_counts
+
+    with project.transaction() as session:
+        rows = calculation_counts(session)
+    others = [f"{row['calculations']} {row['state']} at {row['level']}" for row in rows]
+    advice = "`screening next` proposes some"
+    if any(row["state"] == "failed" and row["level"] == level for row in rows):
+        advice += ", --retry-failed tries failed ones again"
+    return f"no calculation is proposed at {level}; there are: {', '.join(others) or 'none'}; {advice}"
 
 
 def builtin_level() -> str:

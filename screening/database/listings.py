@@ -150,6 +150,31 @@ def newest_model(session: Session, supercell_id: int) -> str:
     return name
 
 
+def calculation_counts(session: Session) -> list[dict[str, Any]]:
+    """A row per level of theory and state that occur: level, state, calculations; the pristine ones do not count."""
+    rows = session.execute(
+        select(LevelOfTheory.name.label("level"), Calculation.state, func.count().label("calculations"))
+        .join(LevelOfTheory, LevelOfTheory.id == Calculation.level_id)
+        .join(Configuration, Configuration.id == Calculation.configuration_id)
+        .where(Configuration.n_defects > 0)
+        .group_by(LevelOfTheory.name, Calculation.state)
+        .order_by(LevelOfTheory.name, Calculation.state)
+    ).mappings()
+    return [dict(row) for row in rows]
+
+
+def open_calculations(session: Session, level_name: str) -> list[int]:
+    """Ids of the calculations of a level of theory that wait for a worker or run."""
+    return list(
+        session.scalars(
+            select(Calculation.id)
+            .join(LevelOfTheory, LevelOfTheory.id == Calculation.level_id)
+            .where(LevelOfTheory.name == level_name, Calculation.state.in_(("waiting", "running")))
+            .order_by(Calculation.id)
+        )
+    )
+
+
 def calculation_rows(session: Session, ids: Sequence[int]) -> list[dict[str, Any]]:
     """A row per calculation: calculation, configuration, sites, state, error, and the values of its result."""
     values = [getattr(CalculationResult, name) for name in PROPERTY_COMMENTS]

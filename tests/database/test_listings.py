@@ -5,15 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from screening.database.listings import (
+    calculation_counts,
     calculation_rows,
     describe_model,
     levels_with_results,
     list_hosts,
     list_models,
     newest_model,
+    open_calculations,
 )
 from screening.database.tables import (
     Calculation,
@@ -105,3 +108,28 @@ def test_calculations_come_with_their_result_or_their_reason(session: Session, i
     assert (first["configuration"], first["sites"], first["state"], first["homo"]) == ("v_S", [3], "finished", 0.25)
     assert (second["state"], second["error"]) == ("failed", "it did not converge")
     assert "energy" not in second
+
+
+def test_calculations_are_counted_by_level_and_state(session: Session, ids: Any) -> None:
+    for site, state in enumerate(["proposed", "proposed", "failed", "finished"]):
+        add_calculation(session, ids, site, state=state)
+    hse = LevelOfTheory(name="HSE", code="VASP", functional="HSE06", settings={}, digest="d2")
+    session.add(hse)
+    session.flush()
+    some = session.scalars(select(Calculation).where(Calculation.state == "proposed").limit(1)).one()
+    some.level_id = hse.id
+    session.flush()
+    found = [(row["level"], row["state"], row["calculations"]) for row in calculation_counts(session)]
+    assert found == [("HSE", "proposed", 1), ("PBE", "failed", 1), ("PBE", "finished", 1), ("PBE", "proposed", 1)]
+
+
+def test_open_calculations_wait_or_run_at_the_level(session: Session, ids: Any) -> None:
+    made = {state: add_calculation(session, ids, n, state=state)[0] for n, state in enumerate(["waiting", "failed"])}
+    assert open_calculations(session, "PBE") == [made["waiting"]]
+    session.execute(
+        update(Calculation)
+        .where(Calculation.id == made["waiting"])
+        .values(state="running", lease_owner="w", lease_until=func.now())
+    )
+    assert open_calculations(session, "PBE") == [made["waiting"]]
+    assert open_calculations(session, "HSE") == []

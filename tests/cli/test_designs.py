@@ -1,0 +1,86 @@
+"""Design queries and calculations by their commands, on a database of one test; no worker runs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import Engine, func, select, update
+from sqlalchemy.orm import Session
+
+from screening.cli.designs import builtin_level, calculate_stored, describe_calculations
+from screening.cli.project import Project
+from screening.database import tables
+from screening.database.session import session_scope
+from screening.dft import xtb
+from screening.errors import InputError
+from screening.pipeline.hosts import add_configurations, add_supercell
+from screening.pipeline.references import add_level
+from screening.settings import Settings
+from tests.synthetic_results import mos2, random_configurations
+
+
+@pytest.fixture
+def project(clean_services: Settings) -> Iterator[Project]:
+    """The services of a test; its engine is closed at the end."""
+    found = Project(clean_services)
+    yield found
+    found.engine.dispose()
+
+
+def add_calculations(session: Session, *states: str, relax: bool = False) -> list[int]:
+    """Calculations of 4x4 MoS2 in these states; their ids."""
+    stored = add_supercell(session, mos2())
+    level_id = add_level(session, xtb.level_of_theory(relax))
+    distinct = dict.fromkeys(add_configurations(session, stored, random_configurations(stored.supercell, 40)))
+    ids = []
+    for configuration_id, state in zip(distinct, states, strict=False):
+        row = tables.Calculation(
+            configuration_id=configuration_id, level_id=level_id, state=state,
+            error="did not converge" if state == "failed" else None,
+        )  # fmt: skip
+        session.add(row)
+        session.flush()
+        ids.append(row.id)
+    return ids
+
+
+def test_calculate_says_what_there_is_instead_of_proposals(project: Project, clean_engine: Engine) -> None:
+    with session_scope(clean_engine) as session:
+        add_calculations(session, "failed", "failed")
+        add_calculations(session, "proposed", relax=True)
+    assert calculate_stored(project) == []
+    assert describe_calculations(project, builtin_level()) == (
+        "no calculation is proposed at GFN1-xTB single point; there are: 1 proposed at GFN1-xTB relaxed, "
+        "2 failed at GFN1-xTB single point; `screening next` proposes some, --retry-failed tries failed ones again"
+    )
+
+
+def test_calculate_waits_for_what_an_interrupted_one_released(project: Project, clean_engine: Engine) -> None:
+    with session_scope(clean_engine) as session:
+        ids = add_calculations(session, "waiting", "finished")
+    queued = calculate_stored(project, wait=False)
+    assert [(row["calculation"], row["state"]) for row in queued] == [(ids[0], "waiting")]
+
+    def finish_later() -> None:
+        time.sleep(1.0)
+        with session_scope(clean_engine) as session:
+            session.execute(update(tables.Calculation).values(state="finished", finished_at=func.now()))
+
+    worker = threading.Thread(target=finish_later)
+    worker.start()
+    found = calculate_stored(project)
+    worker.join()
+    assert [(row["calculation"], row["state"]) for row in found] == [(ids[0], "finished")]
+
+
+def test_calculate_refuses_a_level_of_another_code(project: Project, clean_engine: Engine) -> None:
+    with session_scope(clean_engine) as session:
+        add_calculations(session, "proposed")
+        session.execute(update(tables.LevelOfTheory).values(name="2DMD PBE", digest="d"))
+    with pytest.raises(InputError, match="does not compute at '2DMD PBE'"):
+        calculate_stored(project, level="2DMD PBE")
+    with session_scope(clean_engine) as session:
+        assert session.scalars(select(tables.Calculation.state)).all() == ["proposed"]
