@@ -203,8 +203,8 @@ def _look(project: Project, search_space_id: int, model_id: int | None = None) -
 
     with project.transaction() as session:
         found = searches.progress(session, search_space_id, model_id=model_id)
-    over = found.done + found.failed == found.total
-    return Tick(found.done, found.total, f"{found.stored_rows:,} rows", started=found.done > 0, over=over)
+    rows = f"{found.stored_rows:,} rows"
+    return Tick(found.done, found.total, rows, started=found.running > 0, over=found.is_over)
 
 
 def _raise_failed(project: Project, search_space_id: int, model_id: int | None = None) -> None:

@@ -36,11 +36,13 @@ class UnitProgress:
     """How far the chunks of a search space are.
 
     Attributes:
+        running: those that a worker holds.
         stored_rows: candidates or predictions of the finished ones.
         first_error: of the first failed one.
     """
 
     total: int
+    running: int
     done: int
     failed: int
     stored_rows: int
@@ -163,16 +165,17 @@ def progress(session: Session, search_space_id: int, *, model_id: int | None = N
     unit: type[tables.Chunk] | type[tables.ScoringChunk] = tables.Chunk if model_id is None else tables.ScoringChunk
     n_rows = tables.Chunk.n_candidates if model_id is None else tables.ScoringChunk.n_predictions
     belongs = _units_of(search_space_id, model_id)
-    total, done, failed, stored_rows = session.execute(
+    total, running, done, failed, stored_rows = session.execute(
         select(
             func.count(),
+            func.count().filter(unit.state == "running", unit.lease_until >= func.now()),
             func.count().filter(unit.state == "finished"),
             func.count().filter(unit.state == "failed"),
             func.sum(n_rows),
         ).where(*belongs)
     ).one()
     first_error = session.scalar(select(unit.error).where(*belongs, unit.state == "failed").order_by(unit.id).limit(1))
-    return UnitProgress(total, done, failed, int(stored_rows or 0), first_error)
+    return UnitProgress(total, running, done, failed, int(stored_rows or 0), first_error)
 
 
 def enumeration_figures(session: Session, search_space_id: int) -> dict[str, Any]:

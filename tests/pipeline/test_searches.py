@@ -274,6 +274,25 @@ def test_failed_chunks_are_reported_and_can_be_opened_again(session: Session) ->
     assert leases.claim_next(session, tables.Chunk, "here:1:b") == chunk_id
 
 
+def test_a_chunk_runs_while_a_worker_holds_it(session: Session) -> None:
+    _, space_id = add(session, "4x4", 3)
+    assert searches.progress(session, space_id).running == 0
+    chunk_id = leases.claim_next(session, tables.Chunk, "here:1:a")
+    assert chunk_id is not None
+    progress = searches.progress(session, space_id)
+    assert (progress.running, progress.done, progress.is_over) == (1, 0, False)
+    session.execute(
+        update(tables.Chunk).where(tables.Chunk.id == chunk_id).values(lease_until=text("now() - '1s'::interval"))
+    )
+    assert searches.progress(session, space_id).running == 0  # its worker is dead
+    session.execute(
+        update(tables.Chunk).where(tables.Chunk.id == chunk_id).values(lease_until=text("now() + '1s'::interval"))
+    )
+    leases.finish(session, tables.Chunk, chunk_id, "here:1:a", n_candidates=4)
+    progress = searches.progress(session, space_id)
+    assert (progress.running, progress.done, progress.is_over) == (0, 1, False)
+
+
 def trained_model(session: Session, *, state: str = "finished") -> tables.TrainedModel:
     level = tables.LevelOfTheory(name="PBE", code="VASP", functional="PBE", settings={}, digest="d")
     session.add(level)
