@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -167,6 +165,7 @@ def score_stored(project: Project, space: SearchSpace, model_name: str | None, *
     """Queue the scoring of a search space, or what is left of it, and wait for the workers.
 
     Raises:
+        InputError: the model has never seen a defect type of the search space.
         ScreeningError: a chunk failed.
     """
     from screening.database.listings import newest_model
@@ -180,6 +179,7 @@ def score_stored(project: Project, space: SearchSpace, model_name: str | None, *
         model = model_by_name(session, model_name or newest_model(session, stored.id))
         model_id, name = model.id, model.name
         identifier = searches.add_search_space(session, stored, space)
+        searches.check_trained_types(session, model, identifier)
         searches.add_scoring(session, model_id, identifier)
         searches.retry_failed(session, identifier, model_id=model_id)
     project.announce("score")
@@ -222,6 +222,7 @@ def _raise_failed(project: Project, search_space_id: int, model_id: int | None =
 def _enumerate_here(space: SearchSpace) -> dict[str, Any]:
     """Enumerate in this process and keep nothing."""
     from screening.defects.enumeration import check_count, enumerate_chunk, plan_chunks
+    from screening.pipeline.searches import peak_memory_mb
 
     symmetry = find_symmetry_of(space)
     expected = sum(space.counts(symmetry).values())
@@ -240,7 +241,7 @@ def _enumerate_here(space: SearchSpace) -> dict[str, Any]:
         "expected": expected,
         "seconds": round(seconds, 4),
         "per_second": round(found / seconds, 1),
-        "peak_memory_mb": peak_memory_mb(),
+        "peak_memory_mb": round(peak_memory_mb(), 1),
     }
 
 
@@ -250,8 +251,3 @@ def _compile(space: SearchSpace, symmetry: Any) -> None:
     from screening.defects.enumeration import Chunk, enumerate_chunk
 
     next(iter(enumerate_chunk(space, symmetry, Chunk(space.sizes[0], Configuration((), ())), block_rows=1)), None)
-
-
-def peak_memory_mb() -> float:
-    """Largest resident size of this process so far, MB."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 2**20), 1)

@@ -25,6 +25,7 @@ from screening.database.tables import (
     DefectType,
     Host,
     LevelOfTheory,
+    ModelTrainingResult,
     Prediction,
     ScoringChunk,
     SearchSpace,
@@ -241,6 +242,30 @@ def model_by_name(session: Session, name: str | None) -> TrainedModel:
     if model.state != "finished":
         raise InputError(f"model {model.name} is {model.state} ({model.error or 'no error'}); wait, or train again")
     return model
+
+
+def trained_types(session: Session, model_id: int, host_id: int) -> set[int]:
+    """Defect types that a model, or one that it was retrained from, has learnt from in a host."""
+    lineage = (
+        select(TrainedModel.id, TrainedModel.parent_id)
+        .where(TrainedModel.id == model_id)
+        .cte("lineage", recursive=True)
+    )
+    lineage = lineage.union(
+        select(TrainedModel.id, TrainedModel.parent_id).where(TrainedModel.id == lineage.c.parent_id)
+    )
+    return set(
+        session.scalars(
+            select(func.unnest(Configuration.defect_types))
+            .distinct()
+            .join(Supercell, Supercell.id == Configuration.supercell_id)
+            .join(Calculation, Calculation.configuration_id == Configuration.id)
+            .join(CalculationResult, CalculationResult.calculation_id == Calculation.id)
+            .join(ModelTrainingResult, ModelTrainingResult.result_id == CalculationResult.id)
+            .join(lineage, lineage.c.id == ModelTrainingResult.model_id)
+            .where(Supercell.host_id == host_id, ModelTrainingResult.role == "train")
+        )
+    )
 
 
 def supercell_id_of(session: Session, host_name: str, label: str | None) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import resource
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,7 +124,7 @@ def enumerate_unit(engine: Engine, chunk_id: int, owner: str) -> None:
         for block in enumerate_chunk(space, stored.symmetry, Chunk(row.n_defects, prefix)):
             n_candidates += _store_candidates(session, row, block)
         finish(
-            session, tables.Chunk, chunk_id, owner, n_candidates=n_candidates, peak_memory_mb=_peak_memory_mb()
+            session, tables.Chunk, chunk_id, owner, n_candidates=n_candidates, peak_memory_mb=peak_memory_mb()
         )  # fmt: skip
         _check_space(session, row.search_space_id)
 
@@ -158,6 +158,24 @@ def add_scoring(session: Session, model_id: int, search_space_id: int) -> int:
         .returning(tables.ScoringChunk.id)
     ).all()
     return len(added)
+
+
+def check_trained_types(session: Session, model: tables.TrainedModel, search_space_id: int) -> None:
+    """Make sure that a model has learnt from the host and the defect types of a search space.
+
+    Raises:
+        InputError: it has not; every chunk would fail.
+    """
+    space = session.get_one(tables.SearchSpace, search_space_id)
+    host = session.get_one(tables.Host, session.get_one(tables.Supercell, space.supercell_id).host_id)
+    known = queries.trained_types(session, model.id, host.id)
+    counts = space.composition or [1] * len(space.defect_types)
+    unknown = {code for code, count in zip(space.defect_types, counts, strict=True) if count} - known
+    if unknown:
+        raise InputError(
+            f"model {model.name} has never seen {_names(unknown)} in {host.name}; it knows "
+            f"{_names(known) or 'nothing there'}: train it on results with them, or leave them out of --types"
+        )
 
 
 def progress(session: Session, search_space_id: int, *, model_id: int | None = None) -> UnitProgress:
@@ -239,6 +257,15 @@ def score_unit(engine: Engine, unit_id: int, owner: str, *, device: str) -> None
         finish(session, tables.ScoringChunk, unit_id, owner, n_predictions=len(candidate_ids))
 
 
+def peak_memory_mb() -> float:
+    """Largest resident size of this process so far, MB; the system counts kB, on macOS bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
+
+
+def _names(codes: Iterable[int]) -> str:
+    return ", ".join(DefectType.from_code(code).name for code in sorted(codes))
+
+
 def _add_chunks(session: Session, search_space_id: int, chunks: Sequence[Chunk]) -> None:
     session.execute(
         insert(tables.Chunk),
@@ -299,11 +326,6 @@ def _read_candidates(
     sites = np.array([row.sites for row in rows], np.int16).reshape(-1, n_defects)
     codes = np.array([row.defect_types for row in rows], np.int16).reshape(-1, n_defects)
     return ids, sites, codes
-
-
-def _peak_memory_mb() -> float:
-    """Largest resident size of this process so far, MB; the system counts kB, on macOS bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
 
 
 def _check_space(session: Session, search_space_id: int) -> None:

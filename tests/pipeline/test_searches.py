@@ -13,13 +13,13 @@ from sqlalchemy.orm import Session
 
 from screening.database import leases, queries, tables
 from screening.database.session import session_scope
-from screening.defects.defect_types import parse_defect_types
+from screening.defects.defect_types import Configuration, parse_defect_types
 from screening.defects.enumeration import SearchSpace
 from screening.defects.host import Host, Supercell
 from screening.defects.symmetry import find_symmetry
 from screening.errors import CountMismatchError, InputError, LeaseLostError
 from screening.pipeline import searches
-from screening.pipeline.hosts import StoredSupercell, add_supercell
+from screening.pipeline.hosts import StoredSupercell, add_configurations, add_supercell
 
 TYPES = "v_S,Se_S,v_Mo,W_Mo"
 
@@ -304,6 +304,45 @@ def trained_model(session: Session, *, state: str = "finished") -> tables.Traine
     session.add(model)
     session.flush()
     return model
+
+
+def learns(session: Session, model: tables.TrainedModel, stored: StoredSupercell, name: str, role: str) -> None:
+    """Let a model have learnt from, or be validated on, a result of one defect."""
+    (defect_type,) = parse_defect_types(name)
+    site = int(stored.supercell.allowed(defect_type)[0])
+    (configuration_id,) = add_configurations(session, stored, [Configuration((site,), (defect_type.code,))])
+    calculation = tables.Calculation(configuration_id=configuration_id, level_id=model.level_id, state="finished")
+    session.add(calculation)
+    session.flush()
+    result = tables.CalculationResult(
+        calculation_id=calculation.id, dataset="d", row_name=f"{name} of {model.name}", energy=-1.0
+    )
+    session.add(result)
+    session.flush()
+    session.add(tables.ModelTrainingResult(model_id=model.id, result_id=result.id, role=role))
+    session.flush()
+
+
+def test_types_that_a_model_has_never_seen_are_refused_before_anything_is_queued(session: Session) -> None:
+    stored, space_id = add(session, "4x4", 2)
+    model = trained_model(session)
+    with pytest.raises(InputError, match="model m has never seen v_S, Se_S, v_Mo, W_Mo in MoS2; it knows nothing"):
+        searches.check_trained_types(session, model, space_id)
+    for name, role in (("v_S", "train"), ("Se_S", "train"), ("v_Mo", "train"), ("W_Mo", "validation")):
+        learns(session, model, stored, name, role)
+    with pytest.raises(InputError, match="model m has never seen W_Mo in MoS2; it knows v_S, Se_S, v_Mo: train it"):
+        searches.check_trained_types(session, model, space_id)
+    v_s = parse_defect_types("v_S")[0]
+    searches.check_trained_types(session, model, add(session, "4x4", 2, composition={v_s: 2})[1])
+    child = tables.TrainedModel(
+        name="child", parent_id=model.id, level_id=model.level_id, properties=["homo"], settings={}, seed=0,
+        state="finished", weights=b"w",
+    )  # fmt: skip
+    session.add(child)
+    session.flush()
+    other, _ = add(session, "3x3", 1)  # another supercell of the host
+    learns(session, child, other, "W_Mo", "train")
+    searches.check_trained_types(session, child, space_id)
 
 
 def finish_chunks(session: Session, space_id: int) -> None:
