@@ -13,7 +13,7 @@ from pathlib import Path
 
 from screening.services import postgresql, valkey, workers
 from screening.services.doctor import Check, doctor
-from screening.services.processes import running_pid
+from screening.services.processes import kill_orphans, running_pid
 from screening.services.state import (
     Addresses,
     addresses,
@@ -73,16 +73,20 @@ def up(settings: Settings) -> Addresses:
 def down(settings: Settings) -> None:
     """Stop the workers, Valkey and PostgreSQL of a project; what does not run is no error.
 
+    Also those that are left when their home directory was deleted.
+
     Raises:
         ServiceError: PostgreSQL did not stop; with the end of its log.
     """
     home = settings.home
-    if not home.exists():
-        return
-    with locked(home):
-        workers.stop(home)
-        valkey.stop(home)
-        postgresql.stop(home, read_state(home))
+    if home.exists():
+        with locked(home):
+            workers.stop(home)
+            valkey.stop(home)
+            postgresql.stop(home, read_state(home))
+    else:
+        postgresql.stop(home, {})
+    kill_orphans(home)
 
 
 def status(settings: Settings) -> list[ProcessStatus]:

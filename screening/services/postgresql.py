@@ -74,6 +74,8 @@ def stop(home: Path, state: Mapping[str, Any]) -> None:
     if postmaster(data) is not None:
         seconds = str(int(START_S))
         run_tool(home, data, "pg_ctl", "stop", "-D", str(data), "-m", "fast", "-w", "-t", seconds)
+    elif not data.exists():
+        _end_processes_in(data)  # somebody deleted it below them
 
 
 def data_directory(home: Path, state: Mapping[str, Any]) -> Path:
@@ -89,7 +91,7 @@ def postmaster(data: Path) -> int | None:
         arguments = process.cmdline()
         is_ours = bool(arguments) and "postgres" in Path(arguments[0]).name and str(data) in arguments
         return pid if is_ours and process.status() != psutil.STATUS_ZOMBIE else None
-    except (FileNotFoundError, ValueError, psutil.NoSuchProcess, psutil.AccessDenied):
+    except (FileNotFoundError, NotADirectoryError, ValueError, psutil.NoSuchProcess, psutil.AccessDenied):
         return None
 
 
@@ -157,8 +159,17 @@ def _end_orphans(data: Path) -> None:
     a crash that pid may be anyone's.
     """
     pid_file = data / "postmaster.pid"
-    if not pid_file.exists():
-        return
+    if pid_file.exists():
+        _end_processes_in(data)
+        pid_file.unlink()
+
+
+def _end_processes_in(data: Path) -> None:
+    """End the processes that work in a cluster's directory.
+
+    Raises:
+        ServiceError: one cannot be ended.
+    """
     place = str(data.resolve())
     orphans = [process for process in psutil.process_iter(["cwd"]) if process.info["cwd"] == place]
     _, alive = psutil.wait_procs(orphans, timeout=0.5)
@@ -170,7 +181,6 @@ def _end_orphans(data: Path) -> None:
     if alive:
         pids = ", ".join(str(process.pid) for process in alive)
         raise ServiceError(f"processes {pids} of a PostgreSQL server that was killed cannot be ended; end them first")
-    pid_file.unlink()
 
 
 def _port(data: Path) -> int:

@@ -45,7 +45,7 @@ def is_held(pid_file: Path) -> bool:
     """Whether the process of a pid file, or a child of it, lives."""
     try:
         descriptor = os.open(pid_file, os.O_RDWR)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -67,20 +67,31 @@ def running_pid(pid_file: Path) -> int | None:
         return None
 
 
-def stop(pid_file: Path, *, grace_s: float) -> None:
-    """Ask a process to end; kill it and its children if they have not after a while."""
-    if not is_held(pid_file):
-        return
-    pid = running_pid(pid_file)
-    if pid is not None:
-        _send(pid, signal.SIGTERM)
-        _wait_until_released(pid_file, grace_s)
-    leader = _leader(pid_file)
-    if leader is not None and is_held(pid_file):
-        for member in psutil.pids():
-            if _session(member) == leader:
-                _send(member, signal.SIGKILL)
-        _wait_until_released(pid_file, _KILL_S)
+def stop(*pid_files: Path, grace_s: float) -> None:
+    """Ask processes to end, all at once; kill those and their children that have not after a while."""
+    asked = []
+    for pid_file in pid_files:
+        pid = running_pid(pid_file)
+        if pid is not None:
+            _send(pid, signal.SIGTERM)
+            asked.append(pid_file)
+    _wait_until_released(asked, grace_s)
+    held = [pid_file for pid_file in pid_files if is_held(pid_file)]
+    leaders = {_leader(pid_file) for pid_file in held} - {None}
+    for member in psutil.pids() if leaders else ():
+        if _session(member) in leaders:
+            _send(member, signal.SIGKILL)
+    _wait_until_released(held, _KILL_S)
+
+
+def kill_orphans(home: Path) -> None:
+    """Kill processes whose pid files were deleted with the home directory below them; what they wrote is gone too."""
+    files = f"{home.resolve()}/run/"
+    for descriptors in Path("/proc").glob("[0-9]*/fd"):
+        with suppress(OSError):  # it has ended, or is another user's
+            held = [os.readlink(descriptor) for descriptor in descriptors.iterdir()]
+            if any(path.startswith(files) and path.endswith(".pid (deleted)") for path in held):
+                _send(int(descriptors.parent.name), signal.SIGKILL)
 
 
 def _send(pid: int, sign: signal.Signals) -> None:
@@ -88,9 +99,9 @@ def _send(pid: int, sign: signal.Signals) -> None:
         os.kill(pid, sign)
 
 
-def _wait_until_released(pid_file: Path, timeout_s: float) -> None:
+def _wait_until_released(pid_files: Sequence[Path], timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
-    while is_held(pid_file) and time.monotonic() < deadline:
+    while any(is_held(pid_file) for pid_file in pid_files) and time.monotonic() < deadline:
         time.sleep(0.05)
 
 
