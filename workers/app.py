@@ -3,7 +3,8 @@
 Rows are the truth and messages only say that there is work (screening.pipeline.dispatch). Therefore messages are
 acknowledged before their task runs: Redis gives a message that is acknowledged late to a second worker once its
 visibility time-out has passed, so that a long training would be started again and again. A worker that dies takes
-its message with it; the lease of its unit runs out, and beat announces the unit to the next worker.
+its message with it; the lease of its unit runs out, and beat announces the unit to the next worker. A worker that
+is asked to stop (SIGTERM) gives its units back within seconds, and is not said to have died with them.
 
 Queues: `cpu` enumerates and calculates, `gpu` trains and scores. Messages are JSON and there is no result store:
 the outcome of a unit of work is in its row. The engine is created by each process on first use, and torch is
@@ -13,17 +14,20 @@ imported by the process that runs a task, so nothing of either is shared across 
 from __future__ import annotations
 
 import logging
+import threading
+import time
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
 import psutil
 from celery import Celery
 from celery.beat import Scheduler
-from celery.signals import beat_init, celeryd_after_setup, import_modules
-from sqlalchemy import Engine
+from celery.signals import beat_init, celeryd_after_setup, import_modules, worker_shutting_down
+from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
 
-from screening.database.leases import release_dead
+from screening.database.leases import release_dead, release_stopped
 from screening.database.session import check_schema, make_engine, session_scope
 from screening.errors import ServiceError
 from screening.pipeline.dispatch import UNITS, announce, claimable_kinds
@@ -31,6 +35,7 @@ from screening.services import addresses, without_password
 from screening.settings import load_settings
 
 SWEEP_S = 5.0  # how long a unit of work that nobody was told of may wait for a free worker
+FINISH_S = 2.0  # for a unit that is nearly ready when its worker is stopped
 
 _logger = logging.getLogger(__name__)
 
@@ -96,6 +101,44 @@ def _check_database(**_arguments: Any) -> None:
         raise SystemExit(f"refused to start: {error}") from error
     finally:
         engine.dispose()  # no connection is left to the processes that will be forked
+
+
+@worker_shutting_down.connect
+def _stop(**_arguments: Any) -> None:
+    """Leave the handler of the signal at once; the thread keeps the process until the units are given back."""
+    threading.Thread(target=_give_up_units, name="giving up units").start()
+
+
+def _give_up_units() -> None:
+    """Wait a little for what is nearly ready, end the processes of this worker, then open their units again.
+
+    Only units of processes that have ended are given back, so nobody works on one that another has claimed.
+    """
+    deadline = time.monotonic() + FINISH_S
+    while (busy := _own_processes()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for process in busy:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    while any(_runs(process.pid) for process in busy):
+        time.sleep(0.02)
+    if not busy:
+        return
+    engine = make_engine(app.addresses.database_url)
+    try:
+        with session_scope(engine) as session:
+            session.execute(text("SET LOCAL lock_timeout = '2s'"))
+            n_released = sum(release_stopped(session, table, {p.pid for p in busy}) for table in UNITS.values())
+        _logger.info("%d units were given up for the next worker", n_released)
+    except (OperationalError, ServiceError) as error:
+        _logger.warning("units of this worker wait until their leases run out: %s", error)
+    finally:
+        engine.dispose()
+
+
+def _own_processes() -> list[psutil.Process]:
+    """The processes of this worker that have not ended."""
+    return [process for process in psutil.Process().children(recursive=True) if _runs(process.pid)]
 
 
 @celeryd_after_setup.connect

@@ -6,6 +6,7 @@ results. A lease that runs out (the worker died, or hung) opens the unit to the 
 wakes up again, its end of the unit finds another owner and its transaction is rolled back. After
 `MAX_ATTEMPTS` a unit is set aside as failed, until `reopen_failed` opens it again. An owner's name holds its
 host and process, so that a unit of a process that died on this host need not wait for the lease to run out.
+A worker that is stopped on purpose gives its units back, and the attempt does not count.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import socket
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -73,11 +74,6 @@ def claim_next(session: Session, table: Unit, owner: str) -> int | None:
     )  # fmt: skip
 
 
-def count_open(session: Session, table: Unit) -> int:
-    """Number of units that wait or run."""
-    return session.scalar(select(func.count()).where(table.state.in_(("waiting", "running")))) or 0
-
-
 def has_claimable(session: Session, table: Unit) -> bool:
     """Whether a unit waits, or its lease has run out."""
     return bool(session.scalar(select(exists().where(_is_claimable(table)))))
@@ -92,19 +88,25 @@ def release_dead(session: Session, table: Unit, is_alive: Callable[[int], bool])
     Args:
         is_alive: whether a process of this host with this id runs.
     """
-    here = f"{socket.gethostname()}:"
-    held = session.execute(
-        select(table.id, table.lease_owner).where(
-            table.state == "running",
-            table.lease_until >= func.now(),
-            table.lease_owner.startswith(here, autoescape=True),
-        )
-    )
     n_released = 0
-    for unit_id, owner in held.all():
-        assert owner is not None  # the constraint `lease`
-        if not is_alive(int(owner.removeprefix(here).split(":")[0])):
+    for unit_id, owner, pid in _held_here(session, table):
+        if not is_alive(pid):
             n_released += _held(session, table, unit_id, owner, lease_until=func.now() - timedelta(seconds=1))
+    return n_released
+
+
+def release_stopped(session: Session, table: Unit, pids: Collection[int]) -> int:
+    """Open the units of processes of this host that were stopped on purpose; their number.
+
+    The attempt does not count: a unit is not to blame for it. The processes must have ended.
+    """
+    n_released = 0
+    values = {"state": "waiting", "lease_owner": None, "lease_until": None}
+    for unit_id, owner, pid in _held_here(session, table):
+        if pid in pids:
+            n_released += _held(
+                session, table, unit_id, owner, attempts=func.greatest(table.attempts - 1, 0), **values
+            )  # fmt: skip
     return n_released
 
 
@@ -182,6 +184,23 @@ def give_back(session: Session, table: Unit, unit_id: int, owner: str, *, error:
         fail(session, table, unit_id, owner, error=error)
     else:
         _held(session, table, unit_id, owner, state="waiting", error=error, lease_owner=None, lease_until=None)
+
+
+def _held_here(session: Session, table: Unit) -> list[tuple[int, str, int]]:
+    """Units whose leases processes of this host hold: id, owner, process id."""
+    here = f"{socket.gethostname()}:"
+    held = session.execute(
+        select(table.id, table.lease_owner).where(
+            table.state == "running",
+            table.lease_until >= func.now(),
+            table.lease_owner.startswith(here, autoescape=True),
+        )
+    )
+    found = []
+    for unit_id, owner in held.all():
+        assert owner is not None  # the constraint `lease`
+        found.append((unit_id, owner, int(owner.removeprefix(here).split(":")[0])))
+    return found
 
 
 def _is_expired(table: Unit) -> ColumnElement[bool]:

@@ -18,7 +18,7 @@ APP = "workers.app"
 QUEUES = ("cpu", "gpu")
 _NAMES = (*(f"worker-{queue}" for queue in QUEUES), "beat")
 _START_S = 60.0  # imports from a cold disk
-_GRACE_S = 5.0
+_GRACE_S = 15.0  # a worker gives its units back after 2 s, and then has to reach the database
 
 
 def start_workers(settings: Settings, *, cpu: int = 1, gpu: int = 1, app: str = APP) -> None:
@@ -64,9 +64,8 @@ def stop_workers(settings: Settings) -> None:
 
 
 def stop(home: Path) -> None:
-    """End workers soon: what they are doing is a lease that runs out, and is done by the next ones."""
-    for pid_file in pid_files(home):
-        processes.stop(pid_file, grace_s=_GRACE_S)
+    """End workers soon; they give back what they are doing, and the next ones do it."""
+    processes.stop(*pid_files(home), grace_s=_GRACE_S)
 
 
 def pid_files(home: Path) -> list[Path]:

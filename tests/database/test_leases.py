@@ -18,7 +18,6 @@ from screening.database import leases
 from screening.database.leases import (
     MAX_ATTEMPTS,
     claim_next,
-    count_open,
     fail,
     finish,
     give_back,
@@ -27,6 +26,7 @@ from screening.database.leases import (
     new_owner,
     record,
     release_dead,
+    release_stopped,
     reopen_failed,
 )
 from screening.database.session import make_engine, migrate, session_scope
@@ -63,7 +63,6 @@ def test_units_are_claimed_oldest_first_until_there_is_none(session: Session, ch
     assert has_claimable(session, Chunk)
     assert [claim_next(session, Chunk, "me") for _ in range(4)] == [*chunks, None]
     assert not has_claimable(session, Chunk)
-    assert count_open(session, Chunk) == 3
 
 
 def test_a_claimed_unit_is_running_and_held_for_a_while(session: Session, chunks: list[int]) -> None:
@@ -214,6 +213,30 @@ def test_leases_of_processes_that_died_here_run_out_at_once(session: Session, ch
     assert release_dead(session, Chunk, lambda pid: pid == os.getpid()) == 1
     assert claim_next(session, Chunk, "next") == chunks[1]
     assert claim_next(session, Chunk, "next") is None
+
+
+def test_an_attempt_that_was_stopped_on_purpose_does_not_count(session: Session, chunks: list[int]) -> None:
+    here = f"{socket.gethostname()}:{os.getpid()}"
+    for n in range(2 * MAX_ATTEMPTS):
+        assert claim_next(session, Chunk, f"{here}:{n}") == chunks[0]
+        assert release_stopped(session, Chunk, {os.getpid()}) == 1
+        chunk = session.get_one(Chunk, chunks[0], populate_existing=True)
+        assert (chunk.state, chunk.attempts, chunk.lease_owner, chunk.lease_until) == ("waiting", 0, None, None)
+
+
+def test_only_units_of_processes_that_were_stopped_here_are_released(session: Session, chunks: list[int]) -> None:
+    here, pid = socket.gethostname(), os.getpid()
+    for owner in (f"{here}:{pid}:a", f"{here}:{pid}0:b", f"elsewhere:{pid}:c"):
+        claim_next(session, Chunk, owner)
+    assert release_stopped(session, Chunk, {pid}) == 1
+    assert session.scalars(select(Chunk.state).order_by(Chunk.id)).all() == ["waiting", "running", "running"]
+
+
+def test_a_stopped_training_whose_attempts_were_forgotten_is_released(session: Session, ids: Any) -> None:
+    claim_next(session, TrainedModel, owner := f"{socket.gethostname()}:{os.getpid()}:a")
+    record(session, TrainedModel, ids.model, owner, attempts=0)  # as with each checkpoint
+    assert release_stopped(session, TrainedModel, {os.getpid()}) == 1
+    assert session.scalar(select(TrainedModel.attempts)) == 0
 
 
 def test_owners_are_never_the_same() -> None:

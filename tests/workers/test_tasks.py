@@ -25,7 +25,7 @@ from screening.pipeline.dispatch import announce
 from screening.pipeline.hosts import add_configurations, add_supercell
 from screening.pipeline.models import TrainingRequest, submit_training
 from screening.pipeline.references import add_level
-from screening.services import addresses, start_workers, status
+from screening.services import addresses, start_workers, status, stop_workers
 from screening.settings import Settings
 from tests.synthetic_results import LEVEL, add_results, mos2, random_configurations
 
@@ -139,6 +139,36 @@ def test_a_worker_killed_inside_a_chunk_loses_nothing_and_repeats_nothing(
     assert multiplicities(clean_engine, space_id) == {n: 2**n * math.comb(48, n) for n in (1, 2, 3)}
     with session_scope(clean_engine) as session:
         assert sorted(session.scalars(select(tables.Chunk.attempts)).all()) == [1] * 5 + [2]
+
+
+def test_stopping_workers_again_and_again_is_no_failure_of_their_unit(project: Settings, clean_engine: Engine) -> None:
+    space_id = add_space(clean_engine)
+    with stuck(clean_engine, "candidates"):
+        for n in range(leases.MAX_ATTEMPTS + 1):
+            start_workers(project, cpu=1, gpu=0)
+            # PostgreSQL notices that its client is gone when it has the lock
+            wait_until(lambda n=n: n_blocked(clean_engine) > n, project)
+            stop_workers(project)
+            with session_scope(clean_engine) as session:
+                assert session.execute(select(tables.Chunk.state, tables.Chunk.attempts)).all() == [("waiting", 0)] * 2
+    start_workers(project, cpu=1, gpu=0)
+    wait_until(lambda: progress(clean_engine, space_id).is_over, project)
+    assert progress(clean_engine, space_id).failed == 0
+
+
+def test_a_unit_that_is_nearly_ready_is_finished_when_its_worker_is_stopped(
+    project: Settings, clean_engine: Engine
+) -> None:
+    space_id = add_space(clean_engine, max_defects=1)
+    with stuck(clean_engine, "candidates"):
+        start_workers(project, cpu=1, gpu=0)
+        wait_until(lambda: n_blocked(clean_engine) >= 1, project)
+        (worker,) = [process.pid for process in status(project) if process.name == "worker-cpu"]
+        assert worker is not None
+        os.kill(worker, signal.SIGTERM)
+        time.sleep(0.3)
+    wait_until(lambda: not any(process.pid == worker for process in status(project)), project, timeout_s=10)
+    assert progress(clean_engine, space_id).done == 1
 
 
 def test_a_dead_workers_unit_does_not_wait_for_its_lease(project: Settings, clean_engine: Engine) -> None:
