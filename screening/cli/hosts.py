@@ -163,7 +163,7 @@ def import_2dmd(
     if as_json:
         print_json({report.name: asdict(report) for report in reports})
         return
-    columns = ["read", "new", "known", "refused", "uncalculated", "held_back", "seconds"]
+    columns = ["read", "new", "known", "refused", "uncalculated", "held_back", "ended", "seconds"]
     print_table(["subset", *columns], [[r.name, *(getattr(r, c) for c in columns)] for r in reports])
     for report in reports:
         for row, reason in report.refusals:

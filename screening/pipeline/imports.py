@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import ARRAY, Engine, Integer, func, literal, select, update
+from sqlalchemy import Engine, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -37,14 +37,12 @@ from screening.dft.dataset_2dmd import (
 from screening.errors import InputError, LevelOfTheoryError
 from screening.pipeline.hosts import StoredSupercell, add_compositions, add_supercell
 from screening.pipeline.references import add_level
+from screening.pipeline.result_rows import FINISHED, finish_calculations
 
 PRISTINE_ROW = "pristine"
+NO_RESULT = "the data set has no result of this structure"
 _PARSER = f"screening {__version__}"
 _OPEN = ("proposed", "waiting")
-_FINISHED: Mapping[str, Any] = {
-    "state": "finished", "lease_owner": None, "lease_until": None, "error": None, "finished_at": func.now(),
-}  # fmt: skip
-
 Outcome = Literal["new", "known", "refused", "uncalculated", "held_back"]
 
 
@@ -61,6 +59,7 @@ class SubsetReport:
         refused: rows, or structures without a row, that cannot be used.
         uncalculated: structures without a row of results, kept as configurations not yet calculated.
         held_back: results left out on purpose; their configurations are kept without results.
+        ended: of the uncalculated, proposed calculations that are set aside as failed, since no result will come.
         seconds: from opening the subset's first file to the end of its transaction.
         refusals: (``_id``, reason) of the refused.
         repeats: (``_id``, which configuration it repeats) of second calculations.
@@ -73,6 +72,7 @@ class SubsetReport:
     refused: int
     uncalculated: int
     held_back: int
+    ended: int
     seconds: float
     refusals: Sequence[tuple[str, str]]
     repeats: Sequence[tuple[str, str]]
@@ -99,6 +99,7 @@ class _Ledger:
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     refusals: list[tuple[str, str]] = field(default_factory=list)
     repeats: list[tuple[str, str]] = field(default_factory=list)
+    ended: int = 0
 
     def refuse(self, name: str, reason: str) -> None:
         self.outcomes[name] = "refused"
@@ -112,7 +113,7 @@ class _Ledger:
         counts = Counter(self.outcomes.values())
         return SubsetReport(
             name, len(self.outcomes), counts["new"], counts["known"], counts["refused"], counts["uncalculated"],
-            counts["held_back"], seconds, tuple(self.refusals), tuple(self.repeats),
+            counts["held_back"], self.ended, seconds, tuple(self.refusals), tuple(self.repeats),
         )  # fmt: skip
 
 
@@ -135,7 +136,8 @@ def import_2dmd(
         subsets: names in full or by their last part; all by default.
         hold_back: share of the rows that are not for validation whose results are left out, so that they can be
             taken in later as if they had been calculated; always the same rows for a seed.
-        proposed_only: take in only results of calculations that are proposed or waiting.
+        proposed_only: take in only results of calculations that are proposed or waiting; those of them whose
+            structure has no result in the data set are set aside as failed, so that they are not waited for.
         on_progress: called with structures done, structures in all, and the name of the subset.
 
     Raises:
@@ -153,7 +155,7 @@ def import_2dmd(
             subset = read_subset(place)
             with session_scope(engine) as session:
                 known = _known_rows(session, subset.name)
-            matches = _match(subset, _to_match(subset, known, selection), pool, on_progress)
+            matches = _match(subset, set(subset.structures) - set(subset.refusals) - set(known), pool, on_progress)
             with session_scope(engine) as session:
                 ledger = _store_subset(session, subset, matches, selection)
             reports.append(ledger.report(subset.name, time.monotonic() - started))
@@ -168,12 +170,6 @@ def _known_rows(session: Session, dataset: str) -> dict[str, float]:
         )
     )
     return dict(rows.all())
-
-
-def _to_match(subset: Subset, known: Mapping[str, float], selection: _Selection) -> set[str]:
-    """The structures whose configurations matter."""
-    wanted = set(subset.rows) if selection.proposed_only else set(subset.structures)
-    return wanted - set(subset.refusals) - set(known)
 
 
 def _match(
@@ -203,7 +199,9 @@ def _store_subset(session: Session, subset: Subset, matches: Mapping[str, Match]
     ledger, results = _sort_rows(subset, matches, _known_rows(session, subset.name), selection)
     ids = _configuration_ids(session, stored, matches, ledger, selection)
     chosen = _one_each(subset, results, ids, _taken(session, stored.id, level_id), ledger)
-    finished = (_finish_open if selection.proposed_only else _finish)(session, level_id, chosen)
+    if selection.proposed_only:
+        ledger.ended = _end_hopeless(session, level_id, ids, ledger)
+    finished = (_finish_open if selection.proposed_only else finish_calculations)(session, level_id, chosen)
     for configuration_id, name in chosen.items():
         if configuration_id in finished:
             ledger.outcomes[name] = "new"
@@ -237,7 +235,7 @@ def _add_pristine(session: Session, stored: StoredSupercell, subset: Subset, *, 
     if known is None:
         pristine = Match("", Configuration((), ()), 1)
         (configuration_id,) = _add_canonical(session, stored, [pristine]).values()
-        (calculation_id,) = _finish(session, level_id, [configuration_id]).values()
+        (calculation_id,) = finish_calculations(session, level_id, [configuration_id]).values()
         row = {"calculation_id": calculation_id, "source_file_id": file_id, "dataset": subset.name}
         _insert_results(session, [{**row, "row_name": PRISTINE_ROW, "energy": subset.pristine_energy}])
     elif abs(known - subset.pristine_energy) > AGREEMENT:
@@ -359,28 +357,6 @@ def _one_each(
     return chosen
 
 
-def _finish(session: Session, level_id: int, configuration_ids: Iterable[int]) -> dict[int, int]:
-    """Ids of calculations by configuration, new ones and open or failed ones that are finished now."""
-    ids = func.unnest(literal(list(configuration_ids), ARRAY(Integer))).column_valued("configuration_id")
-    columns = {
-        "configuration_id": ids,
-        "level_id": literal(level_id),
-        "state": literal("finished"),
-        "finished_at": func.now(),
-    }
-    statement = (
-        insert(tables.Calculation)
-        .from_select(list(columns), select(*columns.values()))
-        .on_conflict_do_update(
-            index_elements=["configuration_id", "level_id"],
-            set_=_FINISHED,
-            where=tables.Calculation.state.in_((*_OPEN, "failed")),
-        )
-        .returning(tables.Calculation.configuration_id, tables.Calculation.id)
-    )
-    return dict(session.execute(statement).all())
-
-
 def _finish_open(session: Session, level_id: int, configuration_ids: Iterable[int]) -> dict[int, int]:
     """Finish those calculations of these configurations that are proposed or wait; their ids by configuration."""
     wanted = set(configuration_ids)
@@ -390,8 +366,25 @@ def _finish_open(session: Session, level_id: int, configuration_ids: Iterable[in
         .with_for_update()
     )
     finished = {i: calculation_id for i, calculation_id in found if i in wanted}
-    session.execute(update(tables.Calculation).where(tables.Calculation.id.in_(finished.values())).values(**_FINISHED))
+    session.execute(update(tables.Calculation).where(tables.Calculation.id.in_(finished.values())).values(**FINISHED))
     return finished
+
+
+def _end_hopeless(session: Session, level_id: int, ids: Mapping[str, int], ledger: _Ledger) -> int:
+    """Set proposed and waiting calculations aside whose structures have no result in the subset; their number."""
+    hopeless = {ids[name] for name, outcome in ledger.outcomes.items() if outcome == "uncalculated" and name in ids}
+    hopeful = {identifier for name, identifier in ids.items() if ledger.outcomes.get(name) != "uncalculated"}
+    ended = session.scalars(
+        update(tables.Calculation)
+        .where(
+            tables.Calculation.configuration_id.in_(hopeless - hopeful),
+            tables.Calculation.level_id == level_id,
+            tables.Calculation.state.in_(_OPEN),
+        )
+        .values(state="failed", error=NO_RESULT, finished_at=func.now())
+        .returning(tables.Calculation.id)
+    )
+    return len(ended.all())
 
 
 def _insert_results(session: Session, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -490,6 +490,32 @@ def test_a_replayed_round_takes_in_only_what_was_proposed(clean_engine: Engine, 
     assert counts(again) == {"known": validation + 2, "held_back": len(TRAINING) - 2, "uncalculated": 1}
 
 
+def test_a_proposal_that_the_data_set_cannot_answer_is_ended(clean_engine: Engine, folder: Path) -> None:
+    import_one(clean_engine, folder, hold_back=1.0)
+    propose(clean_engine, {"v_S": "proposed", "v_S+W_Mo": "proposed"})
+    report = import_one(clean_engine, folder, proposed_only=True)
+    assert (report.new, report.uncalculated, report.ended) == (1, 1, 1)
+    with Session(clean_engine) as session:
+        ended = session.scalars(select(tables.Calculation).where(tables.Calculation.state != "finished")).one()
+        label = session.scalar(
+            select(tables.Composition.label)
+            .join(tables.Configuration, tables.Configuration.composition_id == tables.Composition.id)
+            .where(tables.Configuration.id == ended.configuration_id)
+        )
+    assert (label, ended.state, ended.error) == ("v_S+W_Mo", "failed", "the data set has no result of this structure")
+    again = import_one(clean_engine, folder, proposed_only=True)
+    assert (again.new, again.ended) == (0, 0)
+
+
+def test_what_the_data_set_has_under_another_name_is_not_ended(clean_engine: Engine, tmp_path: Path) -> None:
+    twice = (Row("without", ((16, "v_S"),), None), Row("with", ((41, "v_S"),), 2.5))  # all S are equivalent
+    folder = write_subset(tmp_path / "MoS2", twice)
+    import_one(clean_engine, folder, hold_back=1.0)
+    propose(clean_engine, {"v_S": "proposed"})
+    report = import_one(clean_engine, folder, proposed_only=True)
+    assert (report.new, report.ended) == (1, 0)
+
+
 def test_a_whole_import_finishes_what_was_proposed_and_what_failed_in_their_round(
     clean_engine: Engine, folder: Path
 ) -> None:
