@@ -7,11 +7,11 @@ running is left to the worker. The same result again, or a second calculation of
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import and_, func, select
+from sqlalchemy import ARRAY, Integer, and_, func, literal, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -25,7 +25,7 @@ from screening.pipeline.references import derived_energies
 
 _SAME_ENERGY = 1e-3  # eV; a repeated calculation that differs by more is worth a note
 _IS_OPEN = and_(tables.Calculation.state != "finished", tables.Calculation.state != "running")
-_FINISHED: Mapping[str, Any] = {
+FINISHED: Mapping[str, Any] = {
     "state": "finished", "lease_owner": None, "lease_until": None, "error": None, "finished_at": func.now(),
 }  # fmt: skip
 
@@ -108,7 +108,7 @@ def store_results(
     good = [row for row in rows if _is_finite(row, ledger)]
     ids = add_configurations(session, stored, [row.result.configuration for row in good])
     chosen = _choose(session, level_id, dict(zip((row.name for row in good), ids, strict=True)), good, ledger=ledger)
-    calculations = _finish(session, level_id, list(chosen))
+    calculations = finish_calculations(session, level_id, chosen)
     pristine = next((r.result.energy for r in chosen.values() if r.result.configuration.n_defects == 0), None)
     references: dict[str, Any] = {
         "pristine_energy": queries.pristine_energy(session, stored.id, level_id) if pristine is None else pristine,
@@ -153,6 +153,24 @@ def store_result(
     values = _values(row, Origin(dataset, source_file_id), calculation_id, energies)
     added = session.execute(insert(tables.CalculationResult).values(values).returning(tables.CalculationResult.id))
     return added.scalar_one()
+
+
+def finish_calculations(session: Session, level_id: int, configuration_ids: Iterable[int]) -> dict[int, int]:
+    """Ids of calculations by configuration, new ones and open or failed ones that are finished now."""
+    ids = func.unnest(literal(list(configuration_ids), ARRAY(Integer))).column_valued("configuration_id")
+    columns = {
+        "configuration_id": ids,
+        "level_id": literal(level_id),
+        "state": literal("finished"),
+        "finished_at": func.now(),
+    }
+    statement = (
+        insert(tables.Calculation)
+        .from_select(list(columns), select(*columns.values()))
+        .on_conflict_do_update(index_elements=["configuration_id", "level_id"], set_=FINISHED, where=_IS_OPEN)
+        .returning(tables.Calculation.configuration_id, tables.Calculation.id)
+    )
+    return dict(session.execute(statement).all())
 
 
 def record_failures(
@@ -227,20 +245,6 @@ def _known_energies(session: Session, level_id: int, configuration_ids: set[int]
         .where(tables.Calculation.level_id == level_id, tables.Calculation.configuration_id.in_(configuration_ids))
     )
     return {row.configuration_id: row.energy for row in found}
-
-
-def _finish(session: Session, level_id: int, configuration_ids: Sequence[int]) -> dict[int, int]:
-    """Ids of calculations by configuration, new ones and open ones that are now finished."""
-    if not configuration_ids:
-        return {}
-    statement = (
-        insert(tables.Calculation)
-        .values(_FINISHED)
-        .on_conflict_do_update(index_elements=["configuration_id", "level_id"], set_=_FINISHED, where=_IS_OPEN)
-        .returning(tables.Calculation.configuration_id, tables.Calculation.id)
-    )
-    rows = [{"configuration_id": i, "level_id": level_id} for i in configuration_ids]
-    return {row.configuration_id: row.id for row in session.execute(statement, rows)}
 
 
 def _values(row: NewResult, origin: Origin, calculation_id: int, energies: Mapping[str, float]) -> dict[str, Any]:
