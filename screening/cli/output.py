@@ -40,12 +40,12 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> None:
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print a table; numbers to the right."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for c, column in enumerate(columns):
         numeric = all(isinstance(row[c], int | float) or row[c] is None for row in rows) and bool(rows)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)

@@ -26,7 +26,6 @@ from screening.database.tables import (
     Host,
     LevelOfTheory,
     ModelTrainingResult,
-    Prediction,
     ScoringChunk,
     SearchSpace,
     SourceFile,
@@ -341,19 +340,6 @@ def scored_search_space(
 def count_candidates(session: Session, search_space_id: int) -> int:
     """Number of stored candidates of a search space."""
     return session.scalar(select(func.count()).where(Candidate.search_space_id == search_space_id)) or 0
-
-
-def count_predictions(session: Session, search_space_id: int, model_id: int) -> int:
-    """Number of a model's predictions on a search space."""
-    return (
-        session.scalar(
-            select(func.count())
-            .select_from(Prediction)
-            .join(Candidate, Candidate.id == Prediction.candidate_id)
-            .where(Candidate.search_space_id == search_space_id, Prediction.model_id == model_id)
-        )
-        or 0
-    )
 
 
 def best_value(session: Session, query: DesignQuery, *, supercell_id: int, level_id: int) -> float | None:

@@ -34,8 +34,6 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, REAL
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-STATES = ("waiting", "running", "finished", "failed")
-
 PROPERTY_COMMENTS = {
     "formation_energy": "formation energy, eV",
     "formation_energy_per_site": "formation energy per defect site, eV",

@@ -21,7 +21,6 @@ from screening.database.tables import (
     DefectType,
     Host,
     LevelOfTheory,
-    Prediction,
     ScoringChunk,
     SearchSpace,
     Supercell,
@@ -239,7 +238,7 @@ def test_a_search_space_without_chunks_is_not_scored(session: Session, ids: Any)
     assert queries.scored_search_space(session, ids.model, ids.supercell) is None
 
 
-def test_candidates_and_predictions_are_counted(session: Session, ids: Any) -> None:
+def test_candidates_are_counted(session: Session, ids: Any) -> None:
     for site in range(3):
         session.add(
             Candidate(
@@ -248,13 +247,8 @@ def test_candidates_and_predictions_are_counted(session: Session, ids: Any) -> N
             )
         )  # fmt: skip
     session.flush()
-    first = session.scalars(select(Candidate.id).order_by(Candidate.id)).first()
-    session.add(Prediction(candidate_id=first, model_id=ids.model))
-    session.flush()
     assert queries.count_candidates(session, ids.search_space) == 3
     assert queries.count_candidates(session, ids.search_space + 1) == 0
-    assert queries.count_predictions(session, ids.search_space, ids.model) == 1
-    assert queries.count_predictions(session, ids.search_space, ids.model + 1) == 0
 
 
 def test_the_best_value_is_that_of_results_inside_the_windows(session: Session, ids: Any) -> None:
