@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from screening.cli.options import AsJson, HostName, LevelName, MaxDefects, ModelName, SomeSupercell, Wait
-from screening.cli.output import Tick, note, print_json, print_table, wait_for
+from screening.cli.output import Tick, note, print_json, print_table, progress_bar, wait_for
 from screening.cli.project import Project
 from screening.errors import InputError
 
@@ -280,6 +280,9 @@ def results_add(
         str | None,
         typer.Option("--level", help="Level of theory of extxyz and CSV files; VASP runs say it themselves."),
     ] = None,
+    new_level: Annotated[
+        bool, typer.Option("--new-level", help="Let the name of --level be that of a new level of theory.")
+    ] = False,
     host: Annotated[str | None, typer.Option("--host", help="Host of the structures, where it is not clear.")] = None,
     mu: Annotated[
         list[str] | None, typer.Option("--mu", help="Chemical potential in eV per atom: Mg=-1.5; may be repeated.")
@@ -294,8 +297,15 @@ def results_add(
 
     from screening.pipeline.results import add_result_files
 
+    if new_level and level is None:
+        raise InputError("--new-level says that the name of --level is new; give --level too")
     potentials = dict(_chemical_potential(text) for text in mu or ())
-    report = add_result_files(Project().engine, paths, level_name=level, host_name=host, chemical_potentials=potentials)
+    engine = Project().engine
+    with progress_bar("results") as show:
+        report = add_result_files(
+            engine, paths, level_name=level, new_level=new_level, host_name=host, chemical_potentials=potentials,
+            on_progress=show,
+        )  # fmt: skip
     if as_json:
         print_json(asdict(report))
     else:

@@ -8,7 +8,7 @@ own host.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,13 +22,12 @@ from screening.defects.catalogue import catalogue_host, host_names
 from screening.defects.defect_types import Configuration, DefectType
 from screening.defects.host import Host
 from screening.defects.matching import Matcher, Structure, find_supercell
-from screening.dft import xtb
 from screening.dft.result_files import FoundResult, find_result_files, kind_of, read_extxyz, read_result_table
 from screening.dft.results import CalculationResult, LevelOfTheory
 from screening.dft.vasp import host_of_bulk, read_vasprun
-from screening.errors import InputError, StructureError
+from screening.errors import InputError, StructureError, UnknownNameError
 from screening.pipeline.hosts import StoredSupercell, add_supercell, host_of, load_supercell
-from screening.pipeline.references import add_level, fill_formation_energies, join_vasp_level
+from screening.pipeline.references import add_level, fill_formation_energies, join_vasp_level, level_of_name
 from screening.pipeline.result_rows import IntakeReport, Ledger, NewResult, Origin, record_failures, store_results
 
 _PARSER = f"screening {__version__}"
@@ -37,6 +36,7 @@ _PARSER = f"screening {__version__}"
 @dataclass(frozen=True)
 class _Options:
     level_name: str | None
+    new_level: bool
     host_name: str | None
     chemical_potentials: Mapping[str, float]
 
@@ -51,8 +51,9 @@ class _Group:
 
 def add_result_files(
     engine: Engine, paths: Sequence[Path], *,
-    level_name: str | None = None, host_name: str | None = None,
+    level_name: str | None = None, new_level: bool = False, host_name: str | None = None,
     chemical_potentials: Mapping[str, float] | None = None,
+    on_progress: Callable[[int, int, str], None] | None = None,
 ) -> IntakeReport:  # fmt: skip
     """Take in finished calculations from files, each file in a transaction of its own; again changes nothing.
 
@@ -62,20 +63,29 @@ def add_result_files(
 
     Args:
         paths: vasprun.xml(.gz), extxyz or CSV files, or folders of them.
-        level_name: level of theory of extxyz and CSV files; a name that is not known is a new level.
+        level_name: level of theory of extxyz and CSV files; VASP runs must belong to it if it is given.
+        new_level: let a name that is not known be a new level.
         host_name: host of the structures, where several would do; name of the host that a bulk run brings.
         chemical_potentials: eV per atom by element, for the levels of these files.
+        on_progress: called with files done, files in all, and what is at hand.
 
     Raises:
+        UnknownNameError: no level of theory has this name.
         FileFormatError: a path is not there, or of no known kind.
     """
-    options = _Options(level_name, host_name, dict(chemical_potentials or {}))
+    options = _Options(level_name, new_level, host_name, dict(chemical_potentials or {}))
     ledger = Ledger()
     files = sorted(find_result_files(paths), key=lambda path: kind_of(path) != "vasprun")
+    if level_name is not None and not new_level:
+        with session_scope(engine) as session:
+            _named_level(session, options)
+    n_files = len(files)
     while files:
         homeless: dict[Path, str] = {}
         n_hosts = n_hosts_before = -1
-        for path in files:
+        for n, path in enumerate(files):
+            if on_progress is not None:
+                on_progress(n_files - len(files) + n, n_files, path.name)
             try:
                 with session_scope(engine) as session:
                     n_hosts = _count_hosts(session)
@@ -232,16 +242,20 @@ def _level_of(session: Session, result: FoundResult, options: _Options) -> int:
     """The level of theory that a result is at: the one its file says, or the one that is named."""
     if result.level is not None:
         return join_vasp_level(session, result.level, options.level_name)
-    name = options.level_name
-    if name is None:
+    if options.level_name is None:
         raise InputError("the file does not say its level of theory; name it with --level")
-    known = session.scalar(select(tables.LevelOfTheory.id).where(tables.LevelOfTheory.name == name))
-    if known is not None:
-        return known
-    for relax in (False, True):
-        if xtb.level_of_theory(relax).name == name:
-            return add_level(session, xtb.level_of_theory(relax))
-    return add_level(session, LevelOfTheory(name, "named by the user", name))
+    return _named_level(session, options)
+
+
+def _named_level(session: Session, options: _Options) -> int:
+    """The level of theory of the name that is given, added where that is allowed."""
+    assert options.level_name is not None
+    try:
+        return level_of_name(session, options.level_name)
+    except UnknownNameError as error:
+        if not options.new_level:
+            raise UnknownNameError(f"{error}; --new-level makes a new one of this name") from error
+        return add_level(session, LevelOfTheory(options.level_name, "named by the user", options.level_name))
 
 
 def _add_given_potentials(session: Session, level_id: int, options: _Options) -> None:

@@ -292,11 +292,13 @@ def test_a_result_without_references_waits_for_its_formation_energy(clean_engine
     paths = [tmp_path / "vacancy.extxyz", tmp_path / "pristine.extxyz"]
     frames(supercell, [defects(supercell, ("v_S", 0))], paths[0], energy=[-93.0])
     frames(supercell, [PRISTINE], paths[1], energy=[-100.0])
-    report = add_result_files(clean_engine, paths[:1], level_name="a new level")
+    report = add_result_files(clean_engine, paths[:1], level_name="a new level", new_level=True)
     assert report.new == 1
     ((_, note),) = report.notes
     assert note.startswith("no formation energy yet: no energy of the pristine supercell")
-    report = add_result_files(clean_engine, paths[1:], level_name="a new level", chemical_potentials={"S": -4.0})
+    report = add_result_files(
+        clean_engine, paths[1:], level_name="a new level", new_level=True, chemical_potentials={"S": -4.0}
+    )
     assert (report.new, report.notes) == (1, ())
     with session_scope(clean_engine) as session:
         energies = session.scalars(select(tables.CalculationResult.formation_energy)).all()
@@ -310,6 +312,40 @@ def test_files_that_do_not_say_their_level_need_its_name(clean_engine: Engine, t
     assert [reason for _, reason in report.refusals] == [
         "the file does not say its level of theory; name it with --level"
     ]
+
+
+def test_a_level_that_nobody_knows_is_not_added_by_mistake(clean_engine: Engine, tmp_path: Path) -> None:
+    known_level(clean_engine)
+    path = tmp_path / "done.extxyz"
+    frames(mos2(), [defects(mos2(), ("v_S", 0))], path, energy=[-93.0])
+    with pytest.raises(UnknownNameError, match="'some PBA'; known are some PBE; --new-level makes a new one"):
+        add_result_files(clean_engine, [path], level_name="some PBA")
+    with session_scope(clean_engine) as session:
+        assert session.scalars(select(tables.LevelOfTheory.name)).all() == ["some PBE"]
+    report = add_result_files(clean_engine, [path], level_name="some PBA", new_level=True)
+    assert report.new == 1
+    again = add_result_files(clean_engine, [path], level_name="some PBA", new_level=True)
+    assert (again.new, again.known) == (0, 1)
+
+
+def test_a_vasp_run_may_be_the_first_of_a_level_that_is_named(clean_engine: Engine, shared_data: Path) -> None:
+    bulk = shared_data / "vasp" / "GaN_v_N" / "bulk"
+    with pytest.raises(UnknownNameError, match="'ours'; known are none"):
+        add_result_files(clean_engine, [bulk], level_name="ours")
+    report = add_result_files(clean_engine, [bulk], level_name="ours", new_level=True)
+    assert (report.new, report.refused) == (1, 0)
+    with session_scope(clean_engine) as session:
+        level = session.scalars(select(tables.LevelOfTheory)).one()
+        assert (level.name, level.code) == ("ours", "VASP")
+
+
+def test_progress_names_the_file_at_hand(clean_engine: Engine, tmp_path: Path) -> None:
+    known_level(clean_engine)
+    for n, name in enumerate(("a.extxyz", "b.extxyz")):
+        frames(mos2(), [defects(mos2(), (("v_S", "Se_S")[n], 0))], tmp_path / name, energy=[-93.0])
+    seen: list[tuple[int, int, str]] = []
+    add_result_files(clean_engine, [tmp_path], level_name=LEVEL.name, on_progress=lambda *found: seen.append(found))
+    assert seen == [(0, 2, "a.extxyz"), (1, 2, "b.extxyz")]
 
 
 def test_a_table_names_sites_or_structures(clean_engine: Engine, tmp_path: Path) -> None:
@@ -353,7 +389,7 @@ def test_a_file_that_cannot_be_read_is_refused_with_its_reason(
     clean_engine: Engine, tmp_path: Path, name: str, content: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    report = add_result_files(clean_engine, [tmp_path / name], level_name="some level")
+    report = add_result_files(clean_engine, [tmp_path / name], level_name="some level", new_level=True)
     assert (report.read, report.refused) == (1, 1)
     assert message in report.refusals[0][1]
     with session_scope(clean_engine) as session:
