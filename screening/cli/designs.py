@@ -14,7 +14,7 @@ from screening.cli.project import Project
 from screening.errors import InputError
 
 if TYPE_CHECKING:
-    from screening.database.design_query import DesignQuery
+    from screening.database.design_query import DesignQuery, Window
 
 Gap = Annotated[str | None, typer.Option("--gap", help="Window on homo_lumo_gap_min in eV: 1.0:1.2, 1.0: or :1.2.")]
 Windows = Annotated[
@@ -70,7 +70,10 @@ def design(
             {"sql": table.sql, "model": table.model, "search_space": space, "rows": table.rows, "ranking": ranking}
         )
         return
-    print_ranking(table.rows, query)
+    if not table.rows:
+        print(describe_nothing(query, table.candidates))
+    else:
+        print_ranking(table.rows, query)
     print(
         f"\n{len(table.rows)} rows by model {table.model}, of the {table.candidates} candidates of search space "
         f"{table.search_space_id} ({table.search_space})" + (f", kept as ranking {ranking}" if save else "")
@@ -123,6 +126,22 @@ def print_ranking(rows: list[dict[str, Any]], query: DesignQuery) -> None:
             [rank, row["candidate"], row["configuration"], sites, round(row["probability"], 3), *values, calculated]
         )
     print_table(columns, table)
+
+
+def describe_nothing(query: DesignQuery, candidates: int) -> str:
+    """Why a ranking may be empty, and what to change."""
+    if not query.windows:
+        return f"none of the {candidates} candidates has so few defects; raise --max-defects"
+    windows = " and ".join(f"{w.property} {_ends(w)}" for w in query.windows)
+    return (
+        f"none of the {candidates} candidates has {windows} with a probability of {query.confidence:g} or more; lower "
+        "--confidence, or widen the windows"
+    )
+
+
+def _ends(window: Window) -> str:
+    """The window as its option is written: `1.0:1.2`."""
+    return ":".join("" if end is None else f"{end:g}" for end in (window.low, window.high))
 
 
 def next_(

@@ -176,8 +176,8 @@ def import_builtin(as_json: AsJson = False) -> None:
 
     from screening.pipeline.results import import_builtin as take_in
 
-    with Project().transaction() as session:
-        report = asdict(take_in(session))
+    with Project().transaction() as session, progress_bar("built-in data") as show:
+        report = asdict(take_in(session, lambda done, total: show(done, total, "")))
     if as_json:
         print_json(report)
     else:
@@ -188,9 +188,18 @@ def dataset_build(
     output: Annotated[Path, typer.Argument(help="File to write; what it has already is not calculated again.")],
     sample: Annotated[int, typer.Option(help="Configurations of three defects, drawn at random.")] = 700,
     seed: Annotated[int, typer.Option(help="Seed of the draw and of the split.")] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Calculate the shipped data set anew; about 3 s a row on one core."""
+    from dataclasses import asdict
+
     from screening.dft import builtin
 
     with progress_bar("GFN1-xTB") as show:
-        builtin.build(output, sample=sample, seed=seed, on_progress=lambda done, total: show(done, total, ""))
+        report = asdict(
+            builtin.build(output, sample=sample, seed=seed, on_progress=lambda done, total: show(done, total, ""))
+        )
+    if as_json:
+        print_json({"file": output, **report})
+    else:
+        print_table(list(report), [list(report.values())])

@@ -6,7 +6,7 @@ Levels of theory and what formation energies are derived from are in `references
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -22,6 +22,7 @@ from screening.pipeline.references import add_level, elements_of
 from screening.pipeline.result_intake import add_result_files
 from screening.pipeline.result_rows import (
     IntakeReport,
+    Ledger,
     NewResult,
     Origin,
     record_failures,
@@ -40,6 +41,7 @@ __all__ = [
 ]
 
 _REFERENCES_LOCK = 7_402_118  # first key of the advisory locks on the references of a level
+_ROWS_PER_STEP = 100  # of the shipped data set, between two reports of progress
 _SAME_POTENTIAL = 1e-4  # eV; the shipped potentials have six decimals, another linear algebra moves the seventh
 
 
@@ -76,8 +78,11 @@ def add_references(
         store_results(session, stored, level_id, [pristine], origin=Origin(f"references at {level.name}"))
 
 
-def import_builtin(session: Session) -> IntakeReport:
+def import_builtin(session: Session, on_progress: Callable[[int, int], None] | None = None) -> IntakeReport:
     """Take in the data set that the package ships: GFN1-xTB results of 4x4 MoS2; again changes nothing.
+
+    Args:
+        on_progress: called with results done and in all.
 
     Raises:
         LevelOfTheoryError: the database has other chemical potentials at this level of theory.
@@ -93,7 +98,11 @@ def import_builtin(session: Session) -> IntakeReport:
     origin = Origin(dataset.card.name, file_id)
     store_results(session, stored, level_id, [NewResult("pristine", dataset.pristine)], origin=origin)
     good = [NewResult(row.name, row.result, row.split) for row in dataset.rows if row.error is None]
-    ledger = store_results(session, stored, level_id, good, origin=origin)
+    ledger = Ledger()
+    for start in range(0, len(good), _ROWS_PER_STEP):
+        ledger.add(store_results(session, stored, level_id, good[start : start + _ROWS_PER_STEP], origin=origin))
+        if on_progress is not None:
+            on_progress(min(start + _ROWS_PER_STEP, len(good)), len(good))
     failures = [(row, row.error) for row in dataset.rows if row.error is not None]
     record_failures(session, stored, level_id, [(row.configuration, reason) for row, reason in failures])
     ledger.refusals += [(row.name, reason) for row, reason in failures]

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 
-from screening.cli.designs import builtin_level, calculate_stored, describe_calculations
+from screening.cli.designs import build_query, builtin_level, calculate_stored, describe_calculations, describe_nothing
 from screening.cli.project import Project
 from screening.database import tables
 from screening.database.session import session_scope
@@ -84,3 +84,11 @@ def test_calculate_refuses_a_level_of_another_code(project: Project, clean_engin
         calculate_stored(project, level="2DMD PBE")
     with session_scope(clean_engine) as session:
         assert session.scalars(select(tables.Calculation.state)).all() == ["proposed"]
+
+
+def test_an_empty_ranking_says_what_to_change() -> None:
+    query = build_query(host="MoS2", gap="1.0:1.2", window=["total_mag=0.5:"], confidence=0.9)
+    assert describe_nothing(query, 13_609) == (
+        "none of the 13609 candidates has homo_lumo_gap_min 1:1.2 and total_mag 0.5: with a probability of 0.9 or "
+        "more; lower --confidence, or widen the windows"
+    )

@@ -89,7 +89,10 @@ def add_calculation(
 def test_the_shipped_data_set_is_taken_in_once(session: Session) -> None:
     rows = builtin.read().rows
     good = [row for row in rows if row.error is None]
-    first = import_builtin(session)
+    seen: list[tuple[int, int]] = []
+    first = import_builtin(session, lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (len(good), len(good))
+    assert len(seen) > 1
     assert (first.read, first.new, first.known) == (len(rows), len(good), 0)
     assert first.notes == ()
     n_results = count(session, tables.CalculationResult)
