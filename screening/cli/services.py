@@ -22,8 +22,13 @@ def add_commands(app: typer.Typer) -> None:
 
 def up(
     workers: Annotated[
-        str, typer.Option("--workers", help="Processes for each queue: cpu=1,gpu=1; `none` starts no workers.")
-    ] = "cpu=1,gpu=1",
+        str | None,
+        typer.Option(
+            "--workers",
+            help="Processes for each queue: cpu=4,gpu=1; a worker that runs with another number is restarted, `none` "
+            "starts none. If not given, one for each queue, and workers that run are left alone.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Start PostgreSQL, Valkey, the workers and beat where they do not run, and migrate the database."""
@@ -31,18 +36,21 @@ def up(
     status(as_json)
 
 
-def start_services(project: Project, workers: str) -> None:
+def start_services(project: Project, workers: str | None = None) -> None:
     """Bring everything up that is not."""
     from screening import services
     from screening.database.session import make_engine, migrate
 
-    counts = parse_workers(workers)
+    counts = parse_workers(workers) if workers else {"cpu": None, "gpu": None}
     found = services.up(project.settings)
     engine = make_engine(found.database_url)
     migrate(engine)
     engine.dispose()
-    if any(counts.values()):
+    if any(count != 0 for count in counts.values()):
         services.start_workers(project.settings, cpu=counts["cpu"], gpu=counts["gpu"])
+    for process in services.status(project.settings):
+        if process.running and counts.get(process.name.removeprefix("worker-")) == 0:
+            note(f"screening: {process.name} runs already and is left alone; `screening down` stops what runs")
 
 
 def parse_workers(text: str) -> dict[str, int]:

@@ -21,11 +21,15 @@ _START_S = 60.0  # imports from a cold disk
 _GRACE_S = 15.0  # a worker gives its units back after 2 s, and then has to reach the database
 
 
-def start_workers(settings: Settings, *, cpu: int = 1, gpu: int = 1, app: str = APP) -> None:
+def start_workers(settings: Settings, *, cpu: int | None = None, gpu: int | None = None, app: str = APP) -> None:
     """Start Celery workers for the queues `cpu` and `gpu` with so many processes each, and beat.
 
-    Returns when they take work. Workers of this project that run already are left alone, unless the services
-    have other addresses by now; zero processes mean no worker for that queue.
+    Returns when they take work. Workers of this project that run with another number of processes, or with other
+    addresses of the services, are stopped and started anew; the others are left alone.
+
+    Args:
+        cpu: number of processes; None leaves a worker that runs as it is, and else means one. Zero starts none.
+        gpu: the same.
 
     Raises:
         ServiceError: a worker did not start; with the end of its log.
@@ -34,19 +38,14 @@ def start_workers(settings: Settings, *, cpu: int = 1, gpu: int = 1, app: str = 
     found = addresses(settings)
     prepare_home(home)
     with locked(home):
-        state = read_state(home)
-        digest = hashlib.sha256(f"{found.database_url} {found.redis_url}".encode()).hexdigest()
-        if state.get("workers_addresses") != digest:
-            stop(home)
-        state["workers_addresses"] = digest
-        write_state(home, state)
+        wanted = _stop_outdated(home, found, {"cpu": cpu, "gpu": gpu})
         started = {}
-        for queue, n_processes in (("cpu", cpu), ("gpu", gpu)):
+        for queue, n_processes in wanted.items():
             arguments = [
                 "worker", "--queues", queue, "--concurrency", str(n_processes), "--loglevel", "INFO",
                 "--hostname", f"{queue}@%h", "--without-gossip", "--without-mingle",
             ]  # fmt: skip
-            if n_processes and processes.running_pid(_pid_file(home, f"worker-{queue}")) is None:
+            if processes.running_pid(_pid_file(home, f"worker-{queue}")) is None:
                 environment = _environment(settings, found, queue=queue, n_processes=n_processes)
                 started[f"worker-{queue}"] = _start(home, f"worker-{queue}", [app, *arguments], environment)
         if processes.running_pid(_pid_file(home, "beat")) is None:
@@ -54,6 +53,26 @@ def start_workers(settings: Settings, *, cpu: int = 1, gpu: int = 1, app: str = 
             environment = _environment(settings, found, queue="cpu", n_processes=1)
             started["beat"] = _start(home, "beat", [app, *arguments], environment)
         _wait_until_ready(home, started)
+
+
+def _stop_outdated(home: Path, found: Addresses, given: Mapping[str, int | None]) -> dict[str, int]:
+    """Stop all workers if they have other addresses, else those with another number of processes than given.
+
+    Returns:
+        The number of processes of each queue that should have a worker and may have none.
+    """
+    state = read_state(home)
+    digest = hashlib.sha256(f"{found.database_url} {found.redis_url}".encode()).hexdigest()
+    known: dict[str, int] = state.get("workers_processes", {})
+    running = [queue for queue in given if processes.running_pid(_pid_file(home, f"worker-{queue}")) is not None]
+    if state.get("workers_addresses") != digest:
+        stop(home)
+    wanted = {queue: n for queue, n in given.items() if n}
+    wanted |= {queue: known.get(queue, 1) if queue in running else 1 for queue, n in given.items() if n is None}
+    changed = [queue for queue, n_processes in wanted.items() if known.get(queue) != n_processes]
+    processes.stop(*(_pid_file(home, f"worker-{queue}") for queue in changed), grace_s=_GRACE_S)
+    write_state(home, {**state, "workers_addresses": digest, "workers_processes": {**known, **wanted}})
+    return wanted
 
 
 def stop_workers(settings: Settings) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -97,3 +98,21 @@ def test_servers_whose_home_was_deleted_are_stopped_by_down(home: Path) -> None:
     finally:
         home.mkdir()
         down(settings)
+
+
+def test_up_with_another_number_of_processes_restarts_and_says_what_it_leaves_alone(home: Path) -> None:
+    def n_processes(name: str) -> int:
+        return len(psutil.Process(next(row.pid for row in status(settings_of(home)) if row.name == name)).children())
+
+    assert screening("up", "--json", home=home).returncode == 0
+    assert (n_processes("worker-cpu"), n_processes("worker-gpu")) == (1, 1)
+    again = screening("up", "--workers", "cpu=2", "--json", home=home)
+    assert again.returncode == 0
+    assert "worker-gpu runs already and is left alone" in again.stderr
+    assert (n_processes("worker-cpu"), n_processes("worker-gpu")) == (2, 1)
+    before = status(settings_of(home))
+    assert screening("up", "--json", home=home).stderr == ""
+    assert status(settings_of(home)) == before
+    began = time.monotonic()
+    assert screening("down", home=home).returncode == 0
+    assert time.monotonic() - began < 10

@@ -105,13 +105,35 @@ def test_starting_again_leaves_running_workers_alone(settings: Settings) -> None
     assert running(settings) == before
 
 
+def test_another_number_of_processes_restarts_that_worker_only(settings: Settings) -> None:
+    start_workers(settings, cpu=1, gpu=1, app="small_app")
+    before = running(settings)
+    start_workers(settings, cpu=3, app="small_app")
+    after = running(settings)
+    assert len(psutil.Process(after["worker-cpu"]).children()) == 3
+    assert after["worker-cpu"] != before["worker-cpu"]
+    assert {name: after[name] for name in ("worker-gpu", "beat")} == {
+        name: before[name] for name in ("worker-gpu", "beat")
+    }
+    start_workers(settings, app="small_app")
+    assert running(settings) == after
+
+
+def test_a_worker_that_runs_is_left_alone_when_none_of_its_queue_is_asked_for(settings: Settings) -> None:
+    start_workers(settings, app="small_app")
+    before = running(settings)
+    start_workers(settings, cpu=0, gpu=1, app="small_app")
+    assert running(settings) == before
+
+
 def test_workers_are_started_anew_when_the_services_have_other_addresses(settings: Settings) -> None:
-    start_workers(settings, gpu=0, app="small_app")
+    start_workers(settings, cpu=2, gpu=0, app="small_app")
     before = running(settings)
     broker = addresses(settings).redis_url.removesuffix("/1") + "/2"
     moved = Settings(home=settings.home, database_url=settings.database_url, redis_url=broker)
     start_workers(moved, gpu=0, app="small_app")
     assert set(running(moved).values()).isdisjoint(before.values())
+    assert len(psutil.Process(running(moved)["worker-cpu"]).children()) == 2
 
 
 def test_stopping_ends_workers_and_their_children_even_in_the_middle_of_a_task(
