@@ -35,7 +35,7 @@ from screening.services import addresses, without_password
 from screening.settings import load_settings
 
 SWEEP_S = 5.0  # how long a unit of work that nobody was told of may wait for a free worker
-FINISH_S = 2.0  # for a unit that is nearly ready when its worker is stopped
+FINISH_S = 3.0  # for a unit that is nearly ready when its worker is stopped; Celery ends idle processes in 2 s
 
 _logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ APP = "workers.app"
 QUEUES = ("cpu", "gpu")
 _NAMES = (*(f"worker-{queue}" for queue in QUEUES), "beat")
 _START_S = 60.0  # imports from a cold disk
-_GRACE_S = 15.0  # a worker gives its units back after 2 s, and then has to reach the database
+_GRACE_S = 15.0  # a worker gives its units back after 3 s, and then has to reach the database
 
 
 def start_workers(settings: Settings, *, cpu: int | None = None, gpu: int | None = None, app: str = APP) -> None:
