@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from screening.defects.enumeration import SearchSpace
     from screening.defects.host import Host
     from screening.pipeline.dispatch import Kind
-    from screening.pipeline.hosts import StoredSupercell
     from screening.services import Addresses
 
 
@@ -74,7 +73,7 @@ def find_host(project: Project, name: str) -> Host:
 
     try:
         with project.transaction() as session:
-            row = queries.find_host(session, name) or queries.find_host(session, _canonical(name))
+            row = queries.find_host(session, stored_host_name(session, name))
             if row is not None:
                 return host_of(row)
     except ServiceError as error:
@@ -85,18 +84,16 @@ def find_host(project: Project, name: str) -> Host:
     return catalogue_host(name)
 
 
-def stored_supercell(project: Project, session: Session, host: str, supercell: str) -> StoredSupercell:
-    """A supercell of a host in the database; hosts of the catalogue and new supercells are added."""
-    from screening.defects.host import Supercell
-    from screening.pipeline.hosts import add_supercell
+def stored_host_name(session: Session, name: str) -> str:
+    """The name by which the database knows, or would know, a host that a command names: h-BN for hBN.
 
-    return add_supercell(session, Supercell.parse(find_host(project, host), supercell))
-
-
-def _canonical(name: str) -> str:
-    """The catalogue's spelling of a name, where it has one."""
+    A host of exactly this name comes first, even if the catalogue has it as another name of one of its own.
+    """
+    from screening.database import queries
     from screening.defects.catalogue import catalogue_host
 
+    if queries.find_host(session, name) is not None:
+        return name
     try:
         return catalogue_host(name).name
     except UnknownNameError:
