@@ -131,7 +131,7 @@ def print_ranking(rows: list[dict[str, Any]], query: DesignQuery) -> None:
 def describe_nothing(query: DesignQuery, candidates: int) -> str:
     """Why a ranking may be empty, and what to change."""
     if not query.windows:
-        return f"none of the {candidates} candidates has so few defects; raise --max-defects"
+        return f"the search space has {candidates} candidates; score another one"
     windows = " and ".join(f"{w.property} {_ends(w)}" for w in query.windows)
     return (
         f"none of the {candidates} candidates has {windows} with a probability of {query.confidence:g} or more; lower "

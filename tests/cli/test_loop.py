@@ -76,7 +76,30 @@ def _check_commands(home: Path, folder: Path) -> None:
     energies = [row["formation_energy_per_site_mean"] for row in design["rows"]]
     assert energies == sorted(energies)
     assert all(row["probability"] >= 0.5 for row in design["rows"])
+    assert design["search_space"]["description"] == "1 to 3 of v_S, Se_S, v_Mo, W_Mo"
+    assert design["search_space"]["candidates"] == N_CANDIDATES
     assert "configuration" in screening("design", "--host", "MoS2", home=home)
+    assert "lower --confidence" in screening("design", "--host", "MoS2", "--gap", "90:91", home=home)
+
+    unknown = screening("score", *SPACE[:4], "--types", "v_S,O_S", "--max-defects", "1", home=home, exit_code=1)
+    assert unknown == ""
+    relaxed = (
+        "next",
+        "--host",
+        "MoS2",
+        "--n",
+        "2",
+        "--level",
+        "GFN1-xTB relaxed",
+        "--structures",
+        str(folder / "next"),
+    )
+    proposals = screening(*relaxed, "--json", home=home)["proposals"]
+    assert [Path(row["structure"]).name for row in proposals] == [
+        f"calculation-{row['calculation_id']}.vasp" for row in proposals
+    ]
+    assert all(Path(row["structure"]).is_file() for row in proposals)
+    assert "2 proposed at GFN1-xTB relaxed" in screening("calculate", home=home)
 
     again = screening("import", "builtin", "--json", home=home)
     assert (again["new"], again["refused"]) == (0, 0)
