@@ -10,10 +10,12 @@ import typer
 
 from screening.cli.options import AsJson, HostName, LevelName, MaxDefects, ModelName, SomeSupercell, Wait
 from screening.cli.output import Tick, note, print_json, print_table, progress_bar, wait_for
-from screening.cli.project import Project
+from screening.cli.project import Project, stored_host_name
 from screening.errors import InputError
 
 if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
     from screening.database.design_query import DesignQuery, Window
 
 Gap = Annotated[str | None, typer.Option("--gap", help="Window on homo_lumo_gap_min in eV: 1.0:1.2, 1.0: or :1.2.")]
@@ -61,6 +63,7 @@ def design(
     )  # fmt: skip
     ranking = None
     with Project().transaction() as session:
+        query = with_stored_host(session, query)
         table = run_design_query(session, query, model_name=model)
         if save:
             ranking = store_ranking(session, query, table)
@@ -109,6 +112,11 @@ def build_query(
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (found {e['input']!r})" for e in error.errors())
         raise InputError(f"the design query is not acceptable: {faults}") from error
+
+
+def with_stored_host(session: Session, query: DesignQuery) -> DesignQuery:
+    """The query under the name by which the database knows its host: h-BN for hBN."""
+    return query.model_copy(update={"host": stored_host_name(session, query.host)})
 
 
 def print_ranking(rows: list[dict[str, Any]], query: DesignQuery) -> None:
@@ -198,7 +206,7 @@ def propose_stored(
     from screening.pipeline.rounds import propose, write_structures
 
     with project.transaction() as session:
-        found = propose(session, query, **choice)
+        found = propose(session, with_stored_host(session, query), **choice)
         rows = [asdict(proposal) for proposal in found]
         if structures is not None:
             paths = write_structures(session, [proposal.calculation_id for proposal in found], structures)
@@ -319,11 +327,14 @@ def results_add(
     if new_level and level is None:
         raise InputError("--new-level says that the name of --level is new; give --level too")
     potentials = dict(_chemical_potential(text) for text in mu or ())
-    engine = Project().engine
+    project = Project()
+    if host is not None:
+        with project.transaction() as session:
+            host = stored_host_name(session, host)
     with progress_bar("results") as show:
         report = add_result_files(
-            engine, paths, level_name=level, new_level=new_level, host_name=host, chemical_potentials=potentials,
-            on_progress=show,
+            project.engine, paths, level_name=level, new_level=new_level, host_name=host,
+            chemical_potentials=potentials, on_progress=show,
         )  # fmt: skip
     if as_json:
         print_json(asdict(report))

@@ -10,10 +10,19 @@ import pytest
 from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 
-from screening.cli.designs import build_query, builtin_level, calculate_stored, describe_calculations, describe_nothing
+from screening.cli.designs import (
+    build_query,
+    builtin_level,
+    calculate_stored,
+    describe_calculations,
+    describe_nothing,
+    with_stored_host,
+)
 from screening.cli.project import Project
 from screening.database import tables
 from screening.database.session import session_scope
+from screening.defects.catalogue import catalogue_host
+from screening.defects.host import Supercell
 from screening.dft import xtb
 from screening.errors import InputError
 from screening.pipeline.hosts import add_configurations, add_supercell
@@ -92,3 +101,10 @@ def test_an_empty_ranking_says_what_to_change() -> None:
         "none of the 13609 candidates has homo_lumo_gap_min 1:1.2 and total_mag 0.5: with a probability of 0.9 or "
         "more; lower --confidence, or widen the windows"
     )
+
+
+def test_a_query_may_name_a_host_as_the_catalogue_also_does(project: Project) -> None:
+    with project.transaction() as session:
+        add_supercell(session, Supercell.parse(catalogue_host("h-BN"), "3x3"))
+        assert with_stored_host(session, build_query(host="hBN")).host == "h-BN"
+        assert with_stored_host(session, build_query(host="my own")).host == "my own"
