@@ -129,7 +129,7 @@ def demo_2dmd(
 
 def _start(project: Project) -> None:
     _say("services: PostgreSQL, Valkey, workers")
-    start_services(project, "cpu=1,gpu=1")
+    start_services(project)
 
 
 def _show(project: Project, loop: _Loop, output: Path, *, as_json: bool) -> None:
@@ -274,7 +274,7 @@ def _import_2dmd(project: Project, path: Path) -> str:
 
     with progress_bar("2DMD") as show:
         reports = import_2dmd(project.engine, path, hold_back=0.2, on_progress=show)
-    columns = ["read", "new", "known", "refused", "uncalculated", "held_back", "seconds"]
+    columns = ["read", "new", "known", "refused", "uncalculated", "ended", "held_back", "seconds"]
     print_table(["subset", *columns], [[r.name, *(getattr(r, c) for c in columns)] for r in reports])
     return f"2DMD: {sum(r.new for r in reports)} new results, {sum(r.held_back for r in reports)} held back"
 

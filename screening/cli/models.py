@@ -9,7 +9,7 @@ import typer
 
 from screening.cli.options import AsJson, LevelName, ModelName, Wait
 from screening.cli.output import Tick, note, print_json, print_table, progress_bar, wait_for
-from screening.cli.project import Project
+from screening.cli.project import Project, stored_host_name
 from screening.errors import ScreeningError
 
 if TYPE_CHECKING:
@@ -51,11 +51,13 @@ def train(
     from screening.pipeline.models import TrainingRequest
 
     project = Project()
+    with project.transaction() as session:
+        hosts = tuple(stored_host_name(session, known) for known in host or ())
     given = {"n_members": members, "epochs": epochs, "max_minutes": max_minutes}
     request = TrainingRequest(
         level=level or _only_level(project),
         name=name,
-        hosts=tuple(host or ()),
+        hosts=hosts,
         datasets=tuple(dataset or ()),
         parent=parent,
         seed=seed,
