@@ -166,7 +166,7 @@ class SparseDefectNetwork(nn.Module):
                 dim=2,
             )
         )  # (m, N, w)
-        e = self.embed_edge(graphs.edge_features[None])  # (m, E, w)
+        e = self.embed_edge(graphs.pair_features[None]).index_select(1, graphs.pair)  # (m, E, w)
         for block in self.blocks:
             v, e, u = block(v, e, u, graphs)
         v, e = self.norm_v(v), self.norm_e(e)

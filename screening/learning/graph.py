@@ -7,9 +7,9 @@ supercell for all ordered pairs of sites and looked up afterwards: no Python obj
 ==================  ====================  ==================================================================
 tensor              shape, dtype          meaning
 ==================  ====================  ==================================================================
-pair_features       (S, S, F) float32     features of the ordered pair of sites (i, j), see `pair_features`
+pair_features       (P, F) float32        features of the distinct ordered pairs of sites, see `pair_table`
 removed, added      (n_nodes,) int64      atomic numbers before and after; 0 for a vacancy
-edge_features       (n_edges, F) float32  gathered from pair_features
+pair                (n_edges,) int64      row of pair_features of each edge
 source, target      (n_edges,) int64      nodes of an edge
 node_graph          (n_nodes,) int64      graph that a node belongs to
 edge_graph          (n_edges,) int64      graph that an edge belongs to
@@ -48,6 +48,7 @@ HIGHEST = 7.0  # angstrom
 ORDERS = (2, 3, 4, 6)
 N_FEATURES = N_RADIAL + N_HEIGHT + 2 * len(ORDERS) + 1
 _TIE = 1e-2  # angstrom
+_SAME_FEATURE = 2e-3  # far above the noise of lattice constants given to four digits, far below any real difference
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,8 @@ class Graphs:
 
     removed: Tensor
     added: Tensor
-    edge_features: Tensor
+    pair: Tensor
+    pair_features: Tensor
     source: Tensor
     target: Tensor
     node_graph: Tensor
@@ -74,8 +76,29 @@ class Graphs:
         return Graphs(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
 
-@lru_cache(maxsize=16)  # a third of a second and 6 MB for 192 sites
-def pair_features(supercell: Supercell) -> Tensor:
+@dataclass(frozen=True, eq=False)
+class PairTable:
+    """The ordered pairs of sites of a supercell; pairs with equal features (equivalent ones) share a row.
+
+    Attributes:
+        number: (n_sites, n_sites) int64, row of each pair; 60 rows are enough for 8x8 MoS2.
+        features: (n_rows, N_FEATURES) float32.
+    """
+
+    number: Tensor
+    features: Tensor
+
+
+@lru_cache(maxsize=16)  # half a second for 192 sites
+def pair_table(supercell: Supercell) -> PairTable:
+    """The pair table of a supercell."""
+    features = _pair_features(supercell).reshape(-1, N_FEATURES)
+    _, first, number = np.unique((features / _SAME_FEATURE).round(), axis=0, return_index=True, return_inverse=True)
+    n_sites = supercell.n_sites
+    return PairTable(torch.from_numpy(number.reshape(n_sites, n_sites)), torch.from_numpy(features[first]))
+
+
+def _pair_features(supercell: Supercell) -> NDArray[np.float32]:
     """(n_sites, n_sites, N_FEATURES) float32: features of every ordered pair of sites."""
     images = np.array(list(itertools.product((-2, -1, 0, 1, 2), repeat=3)))
     if supercell.host.is_layer:
@@ -97,14 +120,14 @@ def pair_features(supercell: Supercell) -> Tensor:
         np.add.at(total, site, values)
         table[i] = total / n_ties[:, None]
         table[i, :, -1] = np.log(n_ties)
-    return torch.from_numpy(table)
+    return table
 
 
-def block_graphs(features: Tensor, sites: NDArray[np.int16], defect_types: NDArray[np.int16], host: int) -> Graphs:
+def block_graphs(table: PairTable, sites: NDArray[np.int16], defect_types: NDArray[np.int16], host: int) -> Graphs:
     """Graphs of a block of configurations with one number of defects.
 
     Args:
-        features: `pair_features` of the supercell.
+        table: `pair_table` of the supercell.
         sites: (n, k) site numbers.
         defect_types: (n, k) codes.
         host: index of the host.
@@ -117,7 +140,8 @@ def block_graphs(features: Tensor, sites: NDArray[np.int16], defect_types: NDArr
     return Graphs(
         removed=code // 128,
         added=code % 128,
-        edge_features=features[site[:, i].reshape(-1), site[:, j].reshape(-1)],
+        pair=table.number[site[:, i].reshape(-1), site[:, j].reshape(-1)],
+        pair_features=table.features,
         source=(first + i[None]).reshape(-1),
         target=(first + j[None]).reshape(-1),
         node_graph=torch.arange(n_graphs).repeat_interleave(k),
@@ -128,7 +152,7 @@ def block_graphs(features: Tensor, sites: NDArray[np.int16], defect_types: NDArr
 
 
 def ragged_graphs(
-    tables: Sequence[Tensor],
+    tables: Sequence[PairTable],
     supercell_of_row: NDArray[np.int64],
     configurations: Sequence[Configuration],
     hosts: Sequence[int],
@@ -136,7 +160,7 @@ def ragged_graphs(
     """Graphs of configurations of any number of defects in several supercells, in the order given.
 
     Args:
-        tables: `pair_features` of each supercell.
+        tables: `pair_table` of each supercell.
         supercell_of_row: (n,) index into tables.
         hosts: index of the host of each supercell.
     """
@@ -154,9 +178,10 @@ def ragged_graphs(
 
 def join_graphs(parts: Sequence[Graphs]) -> Graphs:
     """One batch of several."""
+    pairs = np.cumsum([0] + [len(part.pair_features) for part in parts])
     nodes = np.cumsum([0] + [len(part.removed) for part in parts])
     graphs = np.cumsum([0] + [part.n_graphs for part in parts])
-    shifts = {"source": nodes, "target": nodes, "node_graph": graphs, "edge_graph": graphs}
+    shifts = {"pair": pairs, "source": nodes, "target": nodes, "node_graph": graphs, "edge_graph": graphs}
     joined = {}
     for field in fields(Graphs):
         columns = [getattr(part, field.name) for part in parts]
@@ -174,7 +199,8 @@ def select_graphs(graphs: Graphs, chosen: Tensor) -> Graphs:
     return Graphs(
         removed=graphs.removed[nodes],
         added=graphs.added[nodes],
-        edge_features=graphs.edge_features[edges],
+        pair=graphs.pair[edges],
+        pair_features=graphs.pair_features,
         source=graphs.source[edges] + shift,
         target=graphs.target[edges] + shift,
         node_graph=node_graph,

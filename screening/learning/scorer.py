@@ -12,7 +12,7 @@ from screening.defects.defect_types import Configuration
 from screening.defects.host import Supercell
 from screening.errors import StructureError
 from screening.learning.ensemble import Ensemble
-from screening.learning.graph import block_graphs, pair_features
+from screening.learning.graph import block_graphs, pair_table
 from screening.learning.training import choose_device
 
 _EDGES_PER_BATCH = 16_384  # of all members together stays in cache
@@ -44,7 +44,7 @@ def score_block(
     offsets = references.block_offsets(host, defect_types)
     where = choose_device(device)
     network = ensemble.network.to(where).eval()
-    table = pair_features(supercell)
+    table = pair_table(supercell)
     number = references.hosts.index(host)
     rows_per_batch = max(64, _EDGES_PER_BATCH // (k * max(1, k - 1)))
     outputs = []

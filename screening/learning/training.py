@@ -23,7 +23,7 @@ from screening.learning.artifacts import pack, references_from, references_to_ca
 from screening.learning.dataset import LabelledRows
 from screening.learning.ensemble import Calibration, Ensemble, calibrate
 from screening.learning.gnn import Architecture, MemberLinear, SparseDefectNetwork
-from screening.learning.graph import Graphs, pair_features, ragged_graphs, select_graphs
+from screening.learning.graph import Graphs, pair_table, ragged_graphs, select_graphs
 from screening.learning.references import References, extend_references, fit_references, output_labels
 from screening.learning.settings import TrainingSettings
 
@@ -269,7 +269,7 @@ def _copy_weights(old: SparseDefectNetwork, new: SparseDefectNetwork) -> None:
 def _prepare(rows: LabelledRows, references: References, device: torch.device) -> tuple[_Data, _Data]:
     """Training and validation rows as graphs and standardised targets."""
     hosts = [supercell.host.name for supercell in rows.supercells]
-    tables = [pair_features(supercell) for supercell in rows.supercells]
+    tables = [pair_table(supercell) for supercell in rows.supercells]
     graphs = ragged_graphs(
         tables, rows.supercell_of_row, rows.configurations, [references.hosts.index(host) for host in hosts]
     )

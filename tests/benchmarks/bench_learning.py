@@ -9,7 +9,7 @@ from screening.defects.catalogue import catalogue_host
 from screening.defects.host import Supercell
 from screening.learning.ensemble import Calibration, Ensemble
 from screening.learning.gnn import Architecture, SparseDefectNetwork
-from screening.learning.graph import block_graphs, pair_features
+from screening.learning.graph import block_graphs, pair_table
 from screening.learning.references import References
 from screening.learning.scorer import score_block
 from tests.benchmarks.conftest import Measure
@@ -31,8 +31,8 @@ def bench_scoring(measure: Measure) -> None:
     network = SparseDefectNetwork(Architecture(n_members=4, n_hosts=1, n_outputs=len(OUTPUTS))).eval()
     references = References(("MoS2",), tuple(sorted(CODES)), OUTPUTS, np.ones((1, 3)), np.zeros((1, 4)), np.ones(4))
     ensemble = Ensemble(network, references, Calibration(np.zeros(4), np.ones(4)), OUTPUTS)
-    table = pair_features(supercell)
-    measure("pair table of 8x8 MoS2", 1, ours=lambda: pair_features(supercell))
+    table = pair_table(supercell)
+    measure("pair table of 8x8 MoS2", 1, ours=lambda: pair_table.__wrapped__(supercell))
     measure("graphs of 3 defects", n_rows, ours=lambda: block_graphs(table, sites, codes, 0))
     measure(
         "scoring of 3 defects, 4 members, 1 thread",

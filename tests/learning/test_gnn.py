@@ -11,7 +11,7 @@ from screening.defects.defect_types import Configuration
 from screening.defects.host import Supercell
 from screening.defects.symmetry import find_symmetry
 from screening.learning.gnn import Architecture, SparseDefectNetwork
-from screening.learning.graph import Graphs, block_graphs, pair_features, ragged_graphs, select_graphs
+from screening.learning.graph import Graphs, block_graphs, pair_table, ragged_graphs, select_graphs
 
 V_S, SE_S, V_MO = 16 * 128, 16 * 128 + 34, 42 * 128
 
@@ -28,7 +28,7 @@ def network() -> SparseDefectNetwork:
 
 
 def graphs_of(supercell: Supercell, configurations: list[Configuration]) -> Graphs:
-    return ragged_graphs([pair_features(supercell)], np.zeros(len(configurations), np.int64), configurations, [1])
+    return ragged_graphs([pair_table(supercell)], np.zeros(len(configurations), np.int64), configurations, [1])
 
 
 @torch.no_grad()
@@ -65,7 +65,7 @@ def test_output_does_not_depend_on_the_batch(supercell: Supercell, network: Spar
 @torch.no_grad()
 def test_a_member_is_the_network_with_its_weights_alone(supercell: Supercell, network: SparseDefectNetwork) -> None:
     sites = np.array([[2, 17], [16, 30]], np.int16)
-    graphs = block_graphs(pair_features(supercell), sites, np.array([[V_MO, V_S], [V_S, SE_S]], np.int16), 0)
+    graphs = block_graphs(pair_table(supercell), sites, np.array([[V_MO, V_S], [V_S, SE_S]], np.int16), 0)
     together = network(graphs)
     for member in range(3):
         alone = SparseDefectNetwork(Architecture(n_members=1, n_hosts=2, n_outputs=4, width=16)).eval()
@@ -75,7 +75,7 @@ def test_a_member_is_the_network_with_its_weights_alone(supercell: Supercell, ne
 
 def test_gradients_of_members_are_independent(supercell: Supercell, network: SparseDefectNetwork) -> None:
     sites = np.array([[2, 17]], np.int16)
-    graphs = block_graphs(pair_features(supercell), sites, np.array([[V_MO, V_S]], np.int16), 0)
+    graphs = block_graphs(pair_table(supercell), sites, np.array([[V_MO, V_S]], np.int16), 0)
     network.zero_grad()
     network(graphs)[1].sum().backward()
     for parameter in network.parameters():

@@ -10,9 +10,15 @@ from screening.defects.catalogue import catalogue_host
 from screening.defects.defect_types import Configuration
 from screening.defects.host import Host, Supercell
 from screening.defects.symmetry import find_symmetry
-from screening.learning.graph import block_graphs, join_graphs, pair_features, ragged_graphs, select_graphs
+from screening.learning.graph import block_graphs, join_graphs, pair_table, ragged_graphs, select_graphs
 
 V_S = 16 * 128
+
+
+def features_of_pairs(supercell: Supercell) -> np.ndarray:
+    """(n_sites, n_sites, n_features)."""
+    table = pair_table(supercell)
+    return np.asarray(table.features[table.number].numpy())
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +27,7 @@ def supercell() -> Supercell:
 
 
 def test_pair_features_are_equal_for_symmetry_equivalent_pairs(supercell: Supercell) -> None:
-    table = pair_features(supercell).numpy()
+    table = features_of_pairs(supercell)
     for permutation in find_symmetry(supercell).permutations[::7].astype(int):
         np.testing.assert_allclose(table, table[np.ix_(permutation, permutation)], atol=2e-4)
 
@@ -31,7 +37,7 @@ def test_pairs_have_equal_features_exactly_when_they_are_equivalent(name: str, r
     """The classes come from the permutation group, the features from vectors."""
     supercell = Supercell.parse(catalogue_host(name), repeats)
     symmetry = find_symmetry(supercell)
-    table = pair_features(supercell).numpy().round(2) + 0.0
+    table = features_of_pairs(supercell).round(2) + 0.0
     class_of: dict[object, set[int]] = {}
     features_of: dict[int, set[object]] = {}
     for i in np.unique(symmetry.representatives).tolist():
@@ -55,7 +61,7 @@ def test_equivalent_pairs_of_a_cubic_host_have_equal_features_however_it_is_turn
     for lattice in (cell, cell @ turn.T):
         host = Host.from_cell("MgO", lattice, ("Mg",) * 4 + ("O",) * 4, positions, source="test")
         supercell = Supercell.parse(host, "2x2x2")
-        table = pair_features(supercell).numpy()
+        table = features_of_pairs(supercell)
         nearest = np.flatnonzero(np.abs(supercell.pair_distances[0] - 2.105) < 1e-3)
         assert len(nearest) == 6
         np.testing.assert_allclose(table[0, nearest], table[0, nearest[:1]].repeat(6, axis=0), atol=1e-3)
@@ -70,12 +76,12 @@ def test_pair_features_do_not_cross_the_vacuum() -> None:
     positions = (host.positions - 0.5) / [1, 1, 0.75] + 0.5
     positions[:, :2] = host.positions[:, :2]
     low = Host(host.name, low.lattice, host.species, positions, True, host.source)
-    high = pair_features(Supercell.parse(host, "3x3"))
-    assert torch.allclose(high, pair_features(Supercell.parse(low, "3x3")), atol=1e-5)
+    high = features_of_pairs(Supercell.parse(host, "3x3"))
+    np.testing.assert_allclose(high, features_of_pairs(Supercell.parse(low, "3x3")), atol=1e-5)
 
 
 def test_ragged_graphs_keep_the_order_of_the_rows(supercell: Supercell) -> None:
-    table = pair_features(supercell)
+    table = pair_table(supercell)
     configurations = [
         Configuration((20, 21, 30), (V_S, V_S, V_S)),
         Configuration((16,), (V_S,)),
@@ -91,18 +97,19 @@ def test_ragged_graphs_keep_the_order_of_the_rows(supercell: Supercell) -> None:
         )
         assert torch.equal(one.removed, alone.removed)
         assert torch.equal(one.added, alone.added)
-        assert torch.equal(one.edge_features, alone.edge_features)
+        assert torch.equal(one.pair_features[one.pair], alone.pair_features[alone.pair])
         assert torch.equal(one.source, alone.source)
         assert torch.equal(one.target, alone.target)
 
 
 def test_selecting_graphs_twice_and_in_any_order_renumbers_their_nodes(supercell: Supercell) -> None:
-    table = pair_features(supercell)
+    table = pair_table(supercell)
     sites = np.array([[16, 17], [18, 40], [20, 33]], np.int16)
     graphs = join_graphs([block_graphs(table, sites, np.full_like(sites, V_S), 0)] * 2)
     chosen = select_graphs(graphs, torch.tensor([5, 0, 5]))
     assert chosen.node_graph.tolist() == [0, 0, 1, 1, 2, 2]
     assert chosen.source.tolist() == [0, 1, 2, 3, 4, 5]  # each graph's own nodes, though one occurs twice
     assert chosen.target.tolist() == [1, 0, 3, 2, 5, 4]
-    assert torch.equal(chosen.edge_features[0], table[20, 33])
-    assert torch.equal(chosen.edge_features[2], table[16, 17])
+    edges = chosen.pair_features[chosen.pair]
+    assert torch.equal(edges[0], table.features[table.number[20, 33]])
+    assert torch.equal(edges[2], table.features[table.number[16, 17]])
