@@ -14,7 +14,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, inspect, text
-from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
 
 from screening.database.session import check_schema, make_engine, migrate, migration_config, session_scope
 from screening.database.tables import Table
@@ -22,6 +22,13 @@ from screening.errors import SchemaError, ServiceError
 
 ROOT = Path(__file__).parent.parent
 _NUMBERS = count(1)
+SEARCH_SPACE = """
+    INSERT INTO hosts (name, formula, lattice, species, positions, is_layer, source)
+        VALUES ('MoS2', 'MoS2', array_fill(1.0, ARRAY[9]), '{Mo}', '{0, 0, 0}', true, 'a test');
+    INSERT INTO supercells (host_id, matrix, label, n_sites, n_operations)
+        VALUES (1, '{1, 0, 0, 0, 1, 0, 0, 0, 1}', '1x1', 1, 1);
+    INSERT INTO search_spaces (supercell_id, defect_types, min_defects, max_defects, expected)
+        VALUES (1, '{2048, 5376}', 1, 2, 10)"""
 _CATALOGUES = {
     "columns": """
         SELECT attrelid::regclass::text, attname, format_type(atttypid, atttypmod), attnotnull, attidentity,
@@ -58,11 +65,13 @@ def catalogue(engine: Engine, name: str) -> list[tuple[object, ...]]:
     return [tuple(row) for row in rows if "alembic_version" not in str(row[0])]
 
 
-def downgrade(engine: Engine) -> None:
+def migrate_to(engine: Engine, revision: str) -> None:
+    """Up from an empty database, down from one at the newest migration."""
     config = migration_config()
+    is_empty = not inspect(engine).get_table_names()
     with engine.begin() as connection:
         config.attributes["connection"] = connection
-        alembic.command.downgrade(config, "base")
+        (alembic.command.upgrade if is_empty else alembic.command.downgrade)(config, revision)
 
 
 def alembic_command(engine: Engine, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -89,10 +98,36 @@ def test_migrating_twice_changes_nothing(empty_engine: Engine) -> None:
 def test_down_leaves_nothing_and_up_again_gives_the_same_schema(empty_engine: Engine) -> None:
     migrate(empty_engine)
     before = {name: catalogue(empty_engine, name) for name in _CATALOGUES}
-    downgrade(empty_engine)
+    migrate_to(empty_engine, "base")
     assert inspect(empty_engine).get_table_names() == ["alembic_version"]
     migrate(empty_engine)
     assert {name: catalogue(empty_engine, name) for name in _CATALOGUES} == before
+
+
+def test_search_spaces_of_0001_are_those_without_limits_after_the_upgrade(empty_engine: Engine) -> None:
+    migrate_to(empty_engine, "0001")
+    with empty_engine.begin() as connection:
+        connection.execute(text(SEARCH_SPACE))
+    migrate(empty_engine)
+    limits = "composition, min_counts, max_counts, min_separation, max_separation"
+    with empty_engine.connect() as connection:
+        assert connection.execute(text(f"SELECT {limits} FROM search_spaces")).all() == [(None,) * 5]
+    with pytest.raises(IntegrityError, match="uq_search_spaces_definition"), empty_engine.begin() as connection:
+        connection.execute(text(SEARCH_SPACE.rpartition(";")[2]))
+
+
+def test_limits_of_search_spaces_are_not_lost_by_a_downgrade(empty_engine: Engine) -> None:
+    migrate(empty_engine)
+    with empty_engine.begin() as connection:
+        connection.execute(text(SEARCH_SPACE))
+        connection.execute(text("UPDATE search_spaces SET min_separation = 3.0"))
+    with pytest.raises(DBAPIError, match="search spaces with limits are stored"):
+        migrate_to(empty_engine, "0001")
+    with empty_engine.begin() as connection:
+        connection.execute(text("UPDATE search_spaces SET min_separation = NULL"))
+    migrate_to(empty_engine, "0001")
+    with empty_engine.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM search_spaces")) == 1
 
 
 def test_alembic_sees_no_difference_between_migrations_and_tables(engine: Engine) -> None:

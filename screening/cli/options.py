@@ -18,6 +18,19 @@ MaxDefects = Annotated[
 ]
 MinDefects = Annotated[int, typer.Option("--min-defects", help="Smallest number of defects.")]
 CompositionText = Annotated[str | None, typer.Option("--composition", help="Exactly this composition: v_S:2,Se_S:1.")]
+CountLimits = Annotated[
+    list[str] | None,
+    typer.Option("--limit", help="Least and largest number of a type: v_S:0-2,Se_S:1-3; may be given several times."),
+]
+RequiredTypes = Annotated[
+    list[str] | None, typer.Option("--require", help="Types of which at least one occurs: v_Mo; several with commas.")
+]
+MinSeparation = Annotated[
+    float | None, typer.Option("--min-separation", help="Least distance between any two defects, angstrom.")
+]
+MaxSeparation = Annotated[
+    float | None, typer.Option("--max-separation", help="Largest distance between any two defects, angstrom.")
+]
 ModelName = Annotated[str | None, typer.Option("--model", help="Name of a trained model; the newest if not given.")]
 LevelName = Annotated[str | None, typer.Option("--level", help="Name of a level of theory.")]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the workers, or only queue the work.")]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -100,9 +101,23 @@ def stored_host_name(session: Session, name: str) -> str:
         return name
 
 
+@dataclass(frozen=True)
+class LimitOptions:
+    """The options that limit a search space, as they were given."""
+
+    limit: Sequence[str] = ()
+    require: Sequence[str] = ()
+    min_separation: float | None = None
+    max_separation: float | None = None
+
+
+NO_LIMITS = LimitOptions()
+
+
 def search_space(
-    host: Host, supercell: str, types: str, *, max_defects: int, min_defects: int = 1, composition: str | None = None
-) -> SearchSpace:
+    host: Host, supercell: str, types: str, *, max_defects: int, min_defects: int = 1, composition: str | None = None,
+    limits: LimitOptions = NO_LIMITS,
+) -> SearchSpace:  # fmt: skip
     """The search space of a command's options.
 
     Raises:
@@ -111,6 +126,7 @@ def search_space(
     from screening.defects.defect_types import parse_composition, parse_defect_types
     from screening.defects.enumeration import SearchSpace
     from screening.defects.host import Supercell
+    from screening.defects.limits import Limits, parse_limits
 
     return SearchSpace(
         Supercell.parse(host, supercell),
@@ -118,4 +134,5 @@ def search_space(
         max_defects,
         min_defects=min_defects,
         composition=parse_composition(composition) if composition else None,
+        limits=Limits(parse_limits(limits.limit, limits.require), limits.min_separation, limits.max_separation),
     )

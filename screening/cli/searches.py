@@ -10,16 +10,20 @@ import typer
 from screening.cli.options import (
     AsJson,
     CompositionText,
+    CountLimits,
     HostName,
     MaxDefects,
+    MaxSeparation,
     MinDefects,
+    MinSeparation,
     ModelName,
+    RequiredTypes,
     SupercellText,
     Types,
     Wait,
 )
 from screening.cli.output import Tick, print_json, print_table, progress_bar, wait_for
-from screening.cli.project import Project, find_host, search_space
+from screening.cli.project import NO_LIMITS, LimitOptions, Project, find_host, search_space
 from screening.errors import InputError, ScreeningError
 
 if TYPE_CHECKING:
@@ -40,12 +44,17 @@ def count(
     max_defects: MaxDefects = None,
     min_defects: MinDefects = 1,
     composition: CompositionText = None,
+    limit: CountLimits = None,
+    require: RequiredTypes = None,
+    min_separation: MinSeparation = None,
+    max_separation: MaxSeparation = None,
     as_json: AsJson = False,
 ) -> None:
     """Count the symmetry-distinct configurations of a search space, exactly, without enumerating them."""
     from screening.pipeline.searches import count_table
 
-    space = read_space(Project(), host, supercell, types, max_defects, min_defects, composition)
+    limits = LimitOptions(limit or (), require or (), min_separation, max_separation)
+    space = read_space(Project(), host, supercell, types, max_defects, min_defects, composition, limits=limits)
     counted = count_table(space, find_symmetry_of(space))
     if as_json:
         print_json(counted)
@@ -64,13 +73,18 @@ def enumerate_(
     max_defects: MaxDefects = None,
     min_defects: MinDefects = 1,
     composition: CompositionText = None,
+    limit: CountLimits = None,
+    require: RequiredTypes = None,
+    min_separation: MinSeparation = None,
+    max_separation: MaxSeparation = None,
     store: Annotated[bool, typer.Option("--store/--no-store", help="Store the candidates, or only enumerate.")] = True,
     wait: Wait = True,
     as_json: AsJson = False,
 ) -> None:
     """Enumerate every symmetry-distinct configuration of a search space and store it as a candidate."""
     project = Project()
-    space = read_space(project, host, supercell, types, max_defects, min_defects, composition)
+    limits = LimitOptions(limit or (), require or (), min_separation, max_separation)
+    space = read_space(project, host, supercell, types, max_defects, min_defects, composition, limits=limits)
     found = enumerate_stored(project, space, wait=wait) if store else _enumerate_here(space)
     if as_json:
         print_json(found)
@@ -90,13 +104,18 @@ def score(
     max_defects: MaxDefects = None,
     min_defects: MinDefects = 1,
     composition: CompositionText = None,
+    limit: CountLimits = None,
+    require: RequiredTypes = None,
+    min_separation: MinSeparation = None,
+    max_separation: MaxSeparation = None,
     model: ModelName = None,
     wait: Wait = True,
     as_json: AsJson = False,
 ) -> None:
     """Score every candidate of an enumerated search space by a trained model."""
     project = Project()
-    space = read_space(project, host, supercell, types, max_defects, min_defects, composition)
+    limits = LimitOptions(limit or (), require or (), min_separation, max_separation)
+    space = read_space(project, host, supercell, types, max_defects, min_defects, composition, limits=limits)
     found = score_stored(project, space, model, wait=wait)
     if as_json:
         print_json(found)
@@ -115,6 +134,8 @@ def read_space(
     max_defects: int | None,
     min_defects: int = 1,
     composition: str | None = None,
+    *,
+    limits: LimitOptions = NO_LIMITS,
 ) -> SearchSpace:
     """The search space of the options that count, enumerate and score share."""
     from screening.defects.defect_types import parse_composition
@@ -130,6 +151,7 @@ def read_space(
         max_defects=max_defects,
         min_defects=min_defects,
         composition=composition,
+        limits=limits,
     )
 
 

@@ -310,6 +310,8 @@ def scored_search_space(
         if max_defects is not None
         else true()
     )
+    limits = SearchSpace.composition, SearchSpace.min_counts, SearchSpace.min_separation, SearchSpace.max_separation
+    is_unlimited = func.num_nonnulls(*limits) == 0
     open_chunk = (
         select(Chunk.id)
         .outerjoin(
@@ -329,7 +331,7 @@ def scored_search_space(
             select(Chunk.id).where(Chunk.search_space_id == SearchSpace.id).exists(),
         )
         .order_by(
-            (SearchSpace.composition.is_(None) & (SearchSpace.min_defects == 1)).desc(),
+            (is_unlimited & (SearchSpace.min_defects == 1)).desc(),
             SearchSpace.expected.desc(),
             SearchSpace.id,
         )

@@ -231,15 +231,26 @@ class Configuration(Table):
 
 
 class SearchSpace(Table):
-    """Supercell, defect types and composition limits, with the exact number of candidates."""
+    """Supercell, defect types and limits, with the exact number of candidates."""
 
     __tablename__ = "search_spaces"
     __table_args__ = (
         UniqueConstraint(
             "supercell_id", "defect_types", "min_defects", "max_defects", "composition",
+            "min_counts", "max_counts", "min_separation", "max_separation",
             name="uq_search_spaces_definition", postgresql_nulls_not_distinct=True,
         ),
         CheckConstraint("min_defects BETWEEN 1 AND max_defects", name="defects"),
+        CheckConstraint(
+            "num_nulls(min_counts, max_counts) <> 1 AND cardinality(min_counts) = cardinality(defect_types) "
+            "AND cardinality(max_counts) = cardinality(defect_types) AND num_nulls(min_counts, composition) > 0",
+            name="counts",
+        ),
+        CheckConstraint(
+            "min_separation > 0 AND min_separation < 'Infinity' AND max_separation > 0 "
+            "AND max_separation < 'Infinity' AND min_separation <= max_separation",
+            name="separations",
+        ),
         {"comment": "what is enumerated"},
     )  # fmt: skip
 
@@ -249,6 +260,10 @@ class SearchSpace(Table):
     min_defects: Mapped[int] = mapped_column(SmallInteger)
     max_defects: Mapped[int] = mapped_column(SmallInteger)
     composition: Mapped[list[int] | None] = mapped_column(comment="if given, the exact number of each defect type")
+    min_counts: Mapped[list[int] | None] = mapped_column(comment="if limited, the least number of each defect type")
+    max_counts: Mapped[list[int] | None] = mapped_column(comment="if limited, the largest number of each defect type")
+    min_separation: Mapped[float | None] = mapped_column(comment="least distance between two defects, angstrom")
+    max_separation: Mapped[float | None] = mapped_column(comment="largest distance between two defects, angstrom")
     expected: Mapped[int] = mapped_column(BigInteger, comment="number of candidates by Burnside's lemma")
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 

@@ -9,6 +9,10 @@ only beat a sequence if it carries one of its sites onto the smallest site of th
 768 operations per sulphur site in 8x8 MoS2. The multiplicity follows from the operations that give the same
 sequence again (orbit and stabilizer).
 
+Limits prune the tree at once where all that follows breaks them: more of a type than its largest number, fewer than
+its least number even if all further defects are of it, a forbidden pair of sites. Each of these holds for a sequence
+when it holds for its images, so what is left is still met once.
+
 A chunk is the part of the tree below one canonical prefix; the state of the walk is the sequence it stands
 at, so that a chunk is resumed from any block's last row.
 """
@@ -16,14 +20,16 @@ at, so that a chunk is resumed from any block's last row.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from screening.defects.defect_types import Configuration, DefectType, composition_label
 from screening.defects.host import Supercell
+from screening.defects.limits import Limits, allowed_pairs
+from screening.defects.orderly_walk import fill, open_depth, smallest_image
+from screening.defects.separated_counts import count_separated_orbits
 from screening.defects.symmetry import Symmetry, count_orbits
 from screening.errors import CountMismatchError, InputError
 
@@ -37,6 +43,7 @@ class SearchSpace:
     Attributes:
         defect_types: in the order of their codes.
         composition: if given, how often each type occurs, exactly; types that are not named do not occur.
+        limits: on the numbers of types, unless there is a composition, and on separations.
     """
 
     supercell: Supercell
@@ -44,6 +51,7 @@ class SearchSpace:
     max_defects: int
     min_defects: int = 1
     composition: Mapping[DefectType, int] | None = None
+    limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         if not self.defect_types:
@@ -57,6 +65,24 @@ class SearchSpace:
             )
         if self.composition is not None:
             self._check_composition(self.composition)
+        self._check_limits()
+
+    def _check_limits(self) -> None:
+        if self.composition is not None and self.limits.counts:
+            raise InputError(
+                "a composition fixes the number of every defect type; leave the limits on the numbers of types out"
+            )
+        for defect_type in self.limits.counts:
+            if defect_type not in self.defect_types:
+                raise InputError(
+                    f"a limit names {defect_type.name}, which is not among the defect types "
+                    f"{', '.join(t.name for t in self.defect_types)}"
+                )
+        if not self.sizes:
+            raise InputError(
+                f"the limits ask for {sum(self.min_counts)} to {sum(self.max_counts)} defects; the search space goes "
+                f"from {self.min_defects} to {self.max_defects}"
+            )
 
     def _check_composition(self, composition: Mapping[DefectType, int]) -> None:
         for defect_type, count in composition.items():
@@ -75,29 +101,44 @@ class SearchSpace:
             )
 
     @property
+    def min_counts(self) -> tuple[int, ...]:
+        """The least allowed number of each defect type."""
+        if self.composition is not None:
+            return self.max_counts
+        return tuple(self.limits.counts.get(defect_type, (0, None))[0] for defect_type in self.defect_types)
+
+    @property
     def max_counts(self) -> tuple[int, ...]:
         """The largest allowed number of each defect type."""
-        if self.composition is None:
-            return (self.max_defects,) * len(self.defect_types)
-        return tuple(self.composition.get(defect_type, 0) for defect_type in self.defect_types)
+        if self.composition is not None:
+            return tuple(self.composition.get(defect_type, 0) for defect_type in self.defect_types)
+        largest = (self.limits.counts.get(defect_type, (0, None))[1] for defect_type in self.defect_types)
+        return tuple(self.max_defects if n is None else min(n, self.max_defects) for n in largest)
 
     @property
     def sizes(self) -> range:
         """The numbers of defects that occur."""
-        if self.composition is None:
-            return range(self.min_defects, self.max_defects + 1)
-        total = sum(self.composition.values())
-        return range(total, total + 1)
+        least, largest = sum(self.min_counts), sum(self.max_counts)
+        return range(max(self.min_defects, least), min(self.max_defects, largest) + 1)
+
+    def allows(self, composition: tuple[int, ...]) -> bool:
+        """Whether a composition, a tuple in the order of the types, is part of the space."""
+        limits = zip(self.min_counts, composition, self.max_counts, strict=True)
+        return sum(composition) in self.sizes and all(least <= n <= largest for least, n, largest in limits)
 
     def counts(self, symmetry: Symmetry) -> dict[tuple[int, ...], int]:
-        """Exact number of symmetry-distinct configurations per composition (tuple in the order of the types)."""
-        orbits = count_orbits(self.supercell, symmetry, self.defect_types, self.sizes[-1])
-        wanted = self.max_counts if self.composition is not None else None
-        return {
-            composition: count
-            for composition, count in orbits.items()
-            if sum(composition) in self.sizes and (wanted is None or composition == wanted)
-        }
+        """Exact number of symmetry-distinct configurations per composition (tuple in the order of the types).
+
+        Raises:
+            InputError: separations are limited, and the configurations are too many to be counted.
+        """
+        max_defects = self.sizes[-1]
+        if self.limits.has_separations:
+            allowed = allowed_pairs(self.supercell, symmetry, self.limits)
+            orbits = count_separated_orbits(self.supercell, symmetry, self.defect_types, max_defects, allowed)
+        else:
+            orbits = count_orbits(self.supercell, symmetry, self.defect_types, max_defects)
+        return {composition: count for composition, count in orbits.items() if self.allows(composition)}
 
     def label(self, composition: tuple[int, ...]) -> str:
         """Name of a composition given as a tuple: `2*v_S+Se_S`."""
@@ -141,7 +182,7 @@ def plan_chunks(space: SearchSpace, symmetry: Symmetry) -> list[Chunk]:
         if depth == 0:
             chunks.append(Chunk(n_defects, Configuration((), ())))
             continue
-        for block in _walk(space, symmetry, Chunk(depth, Configuration((), ())), complete=False):
+        for block in _walk(space, symmetry, Chunk(depth, Configuration((), ())), n_after=n_defects - depth):
             for sites, codes in zip(block.sites.tolist(), block.defect_types.tolist(), strict=True):
                 chunks.append(Chunk(n_defects, Configuration(tuple(sites), tuple(codes))))
     return chunks
@@ -192,7 +233,7 @@ def canonical_form(symmetry: Symmetry, configuration: Configuration) -> tuple[Co
         return configuration, 1
     sites = np.array(configuration.sites, np.int16)
     codes = np.array(configuration.defect_types, np.int16)
-    best_sites, best_codes, n_same = _smallest_image(
+    best_sites, best_codes, n_same = smallest_image(
         sites, codes, symmetry.permutations, symmetry.to_representative, symmetry.representatives
     )
     canonical = Configuration(tuple(best_sites.tolist()), tuple(best_codes.tolist()))
@@ -201,15 +242,14 @@ def canonical_form(symmetry: Symmetry, configuration: Configuration) -> tuple[Co
 
 def _walk(
     space: SearchSpace, symmetry: Symmetry, chunk: Chunk, *, after: Configuration | None = None,
-    block_rows: int = BLOCK_ROWS, complete: bool = True,
+    block_rows: int = BLOCK_ROWS, n_after: int = 0,
 ) -> Iterator[Block]:  # fmt: skip
-    """Walk the tree below a prefix; `complete` demands the exact composition where the space has one."""
+    """Walk the tree below a prefix; `n_after` more defects are to follow the chunk's when it is a part of a plan."""
     n_defects, n_prefix = chunk.n_defects, chunk.prefix.n_defects
     site_codes = _codes_by_site(space)
-    max_counts = np.array(space.max_counts, np.int64)
     codes = np.array([t.code for t in space.defect_types], np.int64)
-    exact = complete and space.composition is not None
-    min_counts = max_counts if exact else np.zeros_like(max_counts)
+    limits = np.array(space.min_counts, np.int64), np.array(space.max_counts, np.int64)
+    allowed = allowed_pairs(space.supercell, symmetry, space.limits)
     path_sites = np.full(n_defects, -1, np.int64)
     path_columns = np.full(n_defects, -1, np.int64)
     start = after if after is not None else chunk.prefix
@@ -217,7 +257,7 @@ def _walk(
         path_sites[depth] = site
         path_columns[depth] = int(np.flatnonzero(site_codes[site] == code)[0])
     if after is None:
-        _open(path_sites, path_columns, n_prefix, site_codes.shape[1])
+        open_depth(path_sites, path_columns, n_prefix, site_codes.shape[1])
     depth = n_prefix if after is None else n_defects - 1
     while depth >= n_prefix:
         block = Block(
@@ -225,9 +265,9 @@ def _walk(
             np.empty((block_rows, n_defects), np.int16),
             np.empty(block_rows, np.int32),
         )
-        n_rows, depth = _fill(
+        n_rows, depth = fill(
             block.sites, block.defect_types, block.multiplicity, path_sites, path_columns, depth, n_prefix,
-            site_codes, codes, min_counts, max_counts,
+            n_after, site_codes, codes, *limits, allowed,
             symmetry.permutations, symmetry.to_representative, symmetry.representatives,
         )  # fmt: skip
         if n_rows:
@@ -244,154 +284,3 @@ def _codes_by_site(space: SearchSpace) -> NDArray[np.int64]:
         allowed = sorted(by_species.get(symbol, []))
         table[site, : len(allowed)] = allowed
     return table
-
-
-@numba.njit(cache=True)
-def _open(path_sites, path_columns, depth, n_columns):  # type: ignore[no-untyped-def]
-    """Stand just before the first point that may follow at this depth."""
-    path_sites[depth] = path_sites[depth - 1] if depth > 0 else -1
-    path_columns[depth] = n_columns
-
-
-@numba.njit(cache=True)
-def _next_point(path_sites, path_columns, depth, site_codes):  # type: ignore[no-untyped-def]
-    """Move to the next allowed point at this depth; False when there is none."""
-    n_sites, n_columns = site_codes.shape
-    site, column = path_sites[depth], path_columns[depth] + 1
-    while True:
-        if site >= 0 and column < n_columns and site_codes[site, column] >= 0:
-            path_sites[depth], path_columns[depth] = site, column
-            return True
-        site += 1
-        column = 0
-        if site >= n_sites:
-            return False
-
-
-@numba.njit(cache=True)
-def _counts_allow(path_codes, length, codes, limits, sign):  # type: ignore[no-untyped-def]
-    """Whether the number of each code stays below (sign 1) or reaches (sign -1) its limit."""
-    for t in range(len(codes)):
-        count = 0
-        for d in range(length):
-            if path_codes[d] == codes[t]:
-                count += 1
-        if sign * (count - limits[t]) > 0:
-            return False
-    return True
-
-
-@numba.njit(cache=True)
-def _fill(  # type: ignore[no-untyped-def]
-    out_sites, out_codes, out_multiplicity, path_sites, path_columns, depth, n_prefix,
-    site_codes, codes, min_counts, max_counts, permutations, to_representative, representatives,
-):  # fmt: skip
-    """Walk on until the block is full or the tree below the prefix is done; returns rows and depth."""
-    n_defects = len(path_sites)
-    path_codes = np.empty(n_defects, np.int64)
-    image_sites = np.empty(n_defects, np.int64)
-    image_codes = np.empty(n_defects, np.int64)
-    for d in range(depth):
-        path_codes[d] = site_codes[path_sites[d], path_columns[d]]
-    n_rows = 0
-    while depth >= n_prefix and n_rows < len(out_sites):
-        if not _next_point(path_sites, path_columns, depth, site_codes):
-            depth -= 1
-            continue
-        path_codes[depth] = site_codes[path_sites[depth], path_columns[depth]]
-        if not _counts_allow(path_codes, depth + 1, codes, max_counts, 1):
-            continue
-        same = _count_same(
-            path_sites, path_codes, depth + 1, image_sites, image_codes,
-            permutations, to_representative, representatives,
-        )  # fmt: skip
-        if same == 0:
-            continue
-        if depth + 1 < n_defects:
-            depth += 1
-            _open(path_sites, path_columns, depth, site_codes.shape[1])
-        elif _counts_allow(path_codes, n_defects, codes, min_counts, -1):
-            for d in range(n_defects):
-                out_sites[n_rows, d] = path_sites[d]
-                out_codes[n_rows, d] = path_codes[d]
-            out_multiplicity[n_rows] = len(permutations) // same
-            n_rows += 1
-    return n_rows, depth
-
-
-@numba.njit(cache=True)
-def _image(sites, codes, length, permutation, image_sites, image_codes):  # type: ignore[no-untyped-def]
-    """Image of a sequence under a permutation, sorted by site (insertion sort: sequences are short)."""
-    for i in range(length):
-        site, code = permutation[sites[i]], codes[i]
-        j = i
-        while j > 0 and image_sites[j - 1] > site:
-            image_sites[j] = image_sites[j - 1]
-            image_codes[j] = image_codes[j - 1]
-            j -= 1
-        image_sites[j] = site
-        image_codes[j] = code
-
-
-@numba.njit(cache=True)
-def _compare(a_sites, a_codes, b_sites, b_codes, length):  # type: ignore[no-untyped-def]
-    """-1, 0 or 1 as sequence a is lexicographically smaller than, equal to or larger than b."""
-    for i in range(length):
-        if a_sites[i] != b_sites[i]:
-            return -1 if a_sites[i] < b_sites[i] else 1
-        if a_codes[i] != b_codes[i]:
-            return -1 if a_codes[i] < b_codes[i] else 1
-    return 0
-
-
-@numba.njit(cache=True)
-def _count_same(  # type: ignore[no-untyped-def]
-    sites, codes, length, image_sites, image_codes, permutations, to_representative, representatives
-):
-    """Order of the stabilizer of a canonical sequence; 0 for a sequence that is not canonical."""
-    first = sites[0]
-    for i in range(length):
-        if representatives[sites[i]] < first:
-            return 0
-    same = 0
-    for i in range(length):
-        if representatives[sites[i]] != first or codes[i] > codes[0]:
-            continue
-        if codes[i] < codes[0]:
-            return 0
-        for column in range(to_representative.shape[1]):
-            operation = to_representative[sites[i], column]
-            if operation < 0:
-                break
-            _image(sites, codes, length, permutations[operation], image_sites, image_codes)
-            order = _compare(image_sites, image_codes, sites, codes, length)
-            if order < 0:
-                return 0
-            if order == 0:
-                same += 1
-    return same
-
-
-@numba.njit(cache=True)
-def _smallest_image(sites, codes, permutations, to_representative, representatives):  # type: ignore[no-untyped-def]
-    """Smallest image of a sequence, and how many operations give it."""
-    length = len(sites)
-    first = representatives[sites].min()
-    best_sites, best_codes = sites.copy(), codes.copy()
-    image_sites, image_codes = sites.copy(), codes.copy()
-    same = 0
-    for i in range(length):
-        if representatives[sites[i]] != first:
-            continue
-        for column in range(to_representative.shape[1]):
-            operation = to_representative[sites[i], column]
-            if operation < 0:
-                break
-            _image(sites, codes, length, permutations[operation], image_sites, image_codes)
-            order = _compare(image_sites, image_codes, best_sites, best_codes, length)
-            if order < 0 or same == 0:
-                best_sites[:], best_codes[:] = image_sites, image_codes
-                same = 1
-            elif order == 0:
-                same += 1
-    return best_sites, best_codes, same

@@ -143,8 +143,22 @@ def find_scored_space(session: Session, query: DesignQuery, model: tables.Traine
 def describe_space(space: tables.SearchSpace) -> str:
     """What the candidates of a search space are: `1 to 3 of v_S, Se_S`, or `exactly 4*v_S`."""
     if space.composition is not None:
-        return f"exactly {composition_label(dict(zip(space.defect_types, space.composition, strict=True)))}"
-    names = ", ".join(DefectType.from_code(code).name for code in space.defect_types)
-    if space.min_defects == space.max_defects:
-        return f"exactly {space.min_defects} of {names}"
-    return f"{space.min_defects} to {space.max_defects} of {names}"
+        what = f"exactly {composition_label(dict(zip(space.defect_types, space.composition, strict=True)))}"
+    else:
+        sizes = "exactly" if space.min_defects == space.max_defects else f"{space.min_defects} to"
+        what = f"{sizes} {space.max_defects} of {', '.join(_limited_names(space))}"
+    if space.min_separation is not None:
+        what += f", at least {space.min_separation:g} A apart"
+    if space.max_separation is not None:
+        what += f", at most {space.max_separation:g} A apart"
+    return what
+
+
+def _limited_names(space: tables.SearchSpace) -> list[str]:
+    names = [DefectType.from_code(code).name for code in space.defect_types]
+    if space.min_counts is None or space.max_counts is None:
+        return names
+    return [
+        f"{name} ({least}-{largest})"
+        for name, least, largest in zip(names, space.min_counts, space.max_counts, strict=True)
+    ]

@@ -26,6 +26,7 @@ from screening.database.leases import finish, lease_kept, reopen_failed
 from screening.database.session import session_scope
 from screening.defects.defect_types import Configuration, DefectType
 from screening.defects.enumeration import Block, Chunk, SearchSpace, check_count, enumerate_chunk, plan_chunks
+from screening.defects.limits import Limits
 from screening.defects.symmetry import Symmetry
 from screening.errors import InputError
 from screening.pipeline.hosts import StoredSupercell, add_compositions, add_defect_types, load_supercell
@@ -74,9 +75,10 @@ def add_search_space(session: Session, stored: StoredSupercell, space: SearchSpa
     key = {
         "supercell_id": stored.id,
         "defect_types": [t.code for t in space.defect_types],
-        "min_defects": space.min_defects,
-        "max_defects": space.max_defects,
+        "min_defects": space.min_defects if space.composition is not None else space.sizes[0],
+        "max_defects": space.max_defects if space.composition is not None else space.sizes[-1],
         "composition": None if space.composition is None else list(space.max_counts),
+        **_limits_row(space),
     }
     known = (
         getattr(tables.SearchSpace, name).is_not_distinct_from(value) if value is None
@@ -104,8 +106,14 @@ def load_search_space(session: Session, search_space_id: int) -> tuple[StoredSup
     stored = load_supercell(session, row.supercell_id)
     types = tuple(DefectType.from_code(code) for code in row.defect_types)
     composition = None if row.composition is None else dict(zip(types, row.composition, strict=True))
+    counts = (
+        {}
+        if row.min_counts is None or row.max_counts is None
+        else dict(zip(types, zip(row.min_counts, row.max_counts, strict=True), strict=True))
+    )
+    limits = Limits(counts, row.min_separation, row.max_separation)
     return stored, SearchSpace(
-        stored.supercell, types, row.max_defects, min_defects=row.min_defects, composition=composition
+        stored.supercell, types, row.max_defects, min_defects=row.min_defects, composition=composition, limits=limits
     )
 
 
@@ -169,7 +177,7 @@ def check_trained_types(session: Session, model: tables.TrainedModel, search_spa
     space = session.get_one(tables.SearchSpace, search_space_id)
     host = session.get_one(tables.Host, session.get_one(tables.Supercell, space.supercell_id).host_id)
     known = queries.trained_types(session, model.id, host.id)
-    counts = space.composition or [1] * len(space.defect_types)
+    counts = space.composition or space.max_counts or [1] * len(space.defect_types)
     unknown = {code for code, count in zip(space.defect_types, counts, strict=True) if count} - known
     if unknown:
         raise InputError(
@@ -260,6 +268,19 @@ def score_unit(engine: Engine, unit_id: int, owner: str, *, device: str) -> None
 def peak_memory_mb() -> float:
     """Largest resident size of this process so far, MB; the system counts kB, on macOS bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
+
+
+def _limits_row(space: SearchSpace) -> dict[str, Any]:
+    """The limits as columns; limits on numbers that forbid nothing are null, as if they were not given."""
+    largest = space.sizes[-1]
+    max_counts = [min(n, largest) for n in space.max_counts]
+    are_limited = space.composition is None and (any(space.min_counts) or min(max_counts) < largest)
+    return {
+        "min_counts": list(space.min_counts) if are_limited else None,
+        "max_counts": max_counts if are_limited else None,
+        "min_separation": space.limits.min_separation,
+        "max_separation": space.limits.max_separation,
+    }
 
 
 def _names(codes: Iterable[int]) -> str:

@@ -47,6 +47,29 @@ def test_a_composition_needs_no_largest_number(tmp_path: Path) -> None:
     }
 
 
+def test_limits_make_a_part_of_the_space(tmp_path: Path) -> None:
+    """Of the 19 pairs of v_S two are nearer than 4 A: across the layer, and a lattice constant of 3.18 A apart."""
+    arguments = (
+        *MOS2,
+        "--max-defects",
+        "2",
+        "--limit",
+        "v_S:0-2,Se_S:0-0",
+        "--limit",
+        "v_Mo:0-0",
+        "--limit",
+        "W_Mo:0-0",
+    )
+    every = json.loads(screening("count", *arguments, "--require", "v_S", "--json", home=tmp_path).stdout)
+    assert every["by_composition"] == {"v_S": 1, "2*v_S": 19}
+    apart = json.loads(screening("count", *arguments, "--min-separation", "4", "--json", home=tmp_path).stdout)
+    near = json.loads(screening("count", *arguments, "--max-separation", "4", "--json", home=tmp_path).stdout)
+    assert apart["by_defects"]["2"] + near["by_defects"]["2"] == 19
+    assert near["by_defects"] == {"1": 1, "2": 2}
+    walked = screening("enumerate", *arguments, "--max-separation", "4", "--no-store", "--json", home=tmp_path)
+    assert json.loads(walked.stdout)["candidates"] == 3
+
+
 def test_enumerating_without_storing_needs_no_services(tmp_path: Path) -> None:
     finished = screening("enumerate", *MOS2, "--max-defects", "3", "--no-store", "--json", home=tmp_path)
     assert finished.returncode == 0, finished.stderr
@@ -74,6 +97,9 @@ def test_enumerating_without_storing_needs_no_services(tmp_path: Path) -> None:
         (("count", "--host", "MoS2", "--supercell", "8x8", "--types", "sulphur", "--max-defects", "2"), "write v_S"),
         (("count", *MOS2), "give --max-defects"),
         (("count", *MOS2, "--composition", "v_S=2"), "write v_S:2,Se_S:1"),
+        (("count", *MOS2, "--max-defects", "2", "--limit", "v_S=2"), "write v_S:0-2"),
+        (("count", *MOS2, "--composition", "v_S:2", "--require", "v_S"), "leave the limits"),
+        (("count", *MOS2, "--max-defects", "2", "--min-separation", "-1"), "expected a finite number above 0"),
         (("count", *MOS2, "--composition", "C_S:2"), "names C_S, which is not among"),
         (("up", "--workers", "many"), "write cpu=1,gpu=1"),
         (("design", "--host", "MoS2", "--gap", "1.2:1.0"), "low below high"),

@@ -52,7 +52,11 @@ BROKEN: dict[str, dict[str, dict[str, Any]]] = {
     "compositions": {"counts": {"counts": "{1,1}"}},
     "chemical_potentials": {"energy_is_finite": {"energy": NAN}},
     "configurations": {"n_defects": {"sites": "{3,4}"}, "multiplicity": {"multiplicity": 0}},
-    "search_spaces": {"defects": {"min_defects": 4}},
+    "search_spaces": {
+        "defects": {"min_defects": 4},
+        "counts": {"min_counts": "{0}"},
+        "separations": {"min_separation": 3.5, "max_separation": 3.0},
+    },
     "chunks": {**_LEASED, "finished_is_counted": {"state": "finished"}, "prefix": {"prefix_sites": "{}"}},
     "candidates": {"defects": {"sites": "{}", "defect_types": "{}"}, "multiplicity": {"multiplicity": 0}},
     "trained_models": {
@@ -148,6 +152,37 @@ def test_the_same_search_space_is_not_stored_twice_with_or_without_a_composition
         insert(session, "search_spaces", columns, references)
         with pytest.raises(IntegrityError, match="uq_search_spaces_definition"), session.begin_nested():
             insert(session, "search_spaces", columns, references)
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"min_counts": "{0,1}", "max_counts": "{1,2}"},  # of two types, where the space has one
+        {"min_counts": "{1}", "max_counts": "{1}", "composition": "{1}"},
+    ],
+)
+def test_limits_on_numbers_fit_the_types_and_do_not_go_with_a_composition(
+    session: Session, references: dict[str, int], limits: dict[str, str]
+) -> None:
+    with pytest.raises(IntegrityError, match="ck_search_spaces_counts"):
+        insert(session, "search_spaces", ROWS["search_spaces"] | limits, references)
+
+
+@pytest.mark.parametrize("separation", [0.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("column", ["min_separation", "max_separation"])
+def test_separations_are_finite_and_above_zero(
+    session: Session, references: dict[str, int], column: str, separation: float
+) -> None:
+    with pytest.raises(IntegrityError, match="ck_search_spaces_separations"):
+        insert(session, "search_spaces", ROWS["search_spaces"] | {column: separation}, references)
+
+
+def test_search_spaces_that_differ_in_one_limit_are_different(session: Session, references: dict[str, int]) -> None:
+    plain = ROWS["search_spaces"]
+    for limits in ({"min_separation": 3.0}, {"max_separation": 3.0}, {"min_counts": "{0}", "max_counts": "{2}"}):
+        insert(session, "search_spaces", plain | limits, references)
+        with pytest.raises(IntegrityError, match="uq_search_spaces_definition"), session.begin_nested():
+            insert(session, "search_spaces", plain | limits, references)
 
 
 def test_the_hash_of_weights_is_computed_by_the_database(session: Session, references: dict[str, int]) -> None:

@@ -6,13 +6,14 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from screening.database import tables
+from screening.database import queries, tables
 from screening.database.design_query import DesignQuery, Window
 from screening.defects.defect_types import Configuration, parse_defect_types
 from screening.defects.enumeration import SearchSpace, enumerate_space
+from screening.defects.limits import Limits
 from screening.errors import InputError
 from screening.pipeline import searches
-from screening.pipeline.designs import run_design_query, store_ranking
+from screening.pipeline.designs import describe_space, run_design_query, store_ranking
 from screening.pipeline.hosts import add_configurations, add_supercell
 from tests.synthetic_results import mos2
 
@@ -187,6 +188,34 @@ def test_a_space_of_one_composition_does_not_stand_for_all(session: Session) -> 
         assert (table.search_space_id, table.search_space) == (whole, "1 to 2 of v_S, Se_S")
         assert table.candidates < session.get_one(tables.SearchSpace, part).expected
         assert {len(row["sites"]) for row in table.rows} == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("limits", "named"),
+    [
+        (Limits({V_S: (0, 1)}), "1 to 4 of v_S (0-1), Se_S (0-4)"),
+        (Limits(min_separation=2.0), "1 to 4 of v_S, Se_S, at least 2 A apart"),
+        (Limits(max_separation=6.5), "1 to 4 of v_S, Se_S, at most 6.5 A apart"),
+    ],
+)
+def test_a_space_with_limits_does_not_stand_for_all(session: Session, limits: Limits, named: str) -> None:
+    model = add_model(session, "m", add_level(session))
+    whole = add_scored(session, model.id, 3)
+    part = add_scored(session, model.id, 4, limits=limits)
+    assert queries.scored_search_space(session, model.id, whole[1]) == whole[0]
+    assert queries.scored_search_space(session, model.id, whole[1], max_defects=4) == part[0]
+    assert describe_space(session.get_one(tables.SearchSpace, part[0])) == named
+
+
+def add_scored(session: Session, model_id: int, max_defects: int, **options: Any) -> tuple[int, int]:
+    """A search space all of whose chunks count as scored, without candidates; its id and its supercell's."""
+    stored = add_supercell(session, mos2())
+    space = SearchSpace(stored.supercell, parse_defect_types("v_S,Se_S"), max_defects, **options)
+    space_id = searches.add_search_space(session, stored, space)
+    for chunk_id in session.scalars(select(tables.Chunk.id).where(tables.Chunk.search_space_id == space_id)):
+        session.add(tables.ScoringChunk(model_id=model_id, chunk_id=chunk_id, state="finished", n_predictions=0))
+    session.flush()
+    return space_id, stored.id
 
 
 def test_a_restricted_space_is_used_and_named_where_no_other_holds_the_query(session: Session) -> None:

@@ -16,6 +16,7 @@ from screening.database.session import session_scope
 from screening.defects.defect_types import Configuration, parse_defect_types
 from screening.defects.enumeration import SearchSpace
 from screening.defects.host import Host, Supercell
+from screening.defects.limits import Limits, parse_limits
 from screening.defects.symmetry import find_symmetry
 from screening.errors import CountMismatchError, InputError, LeaseLostError
 from screening.pipeline import searches
@@ -146,6 +147,56 @@ def test_a_search_space_comes_back_from_its_row(session: Session) -> None:
     assert [t.name for t in space.defect_types] == ["v_S", "Se_S", "v_Mo", "W_Mo"]
     assert space.max_counts == (0, 2, 0, 1)
     assert (space.min_defects, space.max_defects) == (2, 3)
+
+
+def test_limits_come_back_from_the_row_and_tell_search_spaces_apart(session: Session) -> None:
+    limits = Limits(parse_limits(["v_S:0-2"], ["W_Mo"]), 3.0, 6.5)
+    _, space_id = add(session, "4x4", 3, limits=limits)
+    _, space = searches.load_search_space(session, space_id)
+    assert (space.min_counts, space.max_counts) == ((0, 0, 0, 1), (2, 3, 3, 3))
+    assert (space.limits.min_separation, space.limits.max_separation) == (3.0, 6.5)
+    assert add(session, "4x4", 3, limits=limits)[1] == space_id
+    others = [
+        Limits(limits.counts, 3.0),
+        Limits(limits.counts, None, 6.5),
+        Limits({}, 3.0, 6.5),
+        Limits(parse_limits(["v_S:0-1"], ["W_Mo"]), 3.0, 6.5),
+        Limits(),
+    ]
+    assert len({space_id, *(add(session, "4x4", 3, limits=other)[1] for other in others)}) == 6
+
+
+def test_limits_that_forbid_nothing_make_no_other_search_space(session: Session) -> None:
+    _, space_id = add(session, "4x4", 2)
+    assert add(session, "4x4", 2, limits=Limits(parse_limits(["v_S:0-5"])))[1] == space_id
+
+
+def test_a_search_space_ends_at_the_largest_number_that_its_limits_leave(session: Session) -> None:
+    none = ["Se_S:0-0", "v_Mo:0-0"]
+    _, space_id = add(session, "4x4", 3, limits=Limits(parse_limits([*none, "v_S:0-1", "W_Mo:1-1"])))
+    row = session.get_one(tables.SearchSpace, space_id)
+    assert (row.min_defects, row.max_defects) == (1, 2)
+    assert row.max_counts == [1, 0, 0, 1]
+
+
+def test_limited_candidates_are_stored_as_many_as_counted(clean_engine: Engine) -> None:
+    limits = Limits(parse_limits(["v_S:0-1"], ["Se_S"]), 3.5)
+    space_id = add_to(clean_engine, "4x4", 3, limits=limits)
+    enumerate_all(clean_engine)
+    with session_scope(clean_engine) as session:
+        _, space = searches.load_search_space(session, space_id)
+        assert searches.progress(session, space_id).is_over
+        found = session.execute(
+            select(tables.Candidate.sites, tables.Candidate.defect_types).where(
+                tables.Candidate.search_space_id == space_id
+            )
+        ).all()
+        assert len(found) == session.get_one(tables.SearchSpace, space_id).expected > 100
+        v_s, se_s = (t.code for t in parse_defect_types("v_S,Se_S"))
+        for sites, codes in found:
+            assert codes.count(v_s) <= 1 <= codes.count(se_s)
+            apart = space.supercell.pair_distances[np.ix_(sites, sites)][np.triu_indices(len(sites), 1)]
+            assert (apart > 3.5 - 1e-3).all()
 
 
 def test_stored_candidates_stand_for_every_configuration_once(clean_engine: Engine) -> None:
