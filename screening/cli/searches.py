@@ -1,8 +1,9 @@
-"""Search spaces: count, enumerate, score."""
+"""Search spaces: count, enumerate or sample, score."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -77,6 +78,10 @@ def enumerate_(
     require: RequiredTypes = None,
     min_separation: MinSeparation = None,
     max_separation: MaxSeparation = None,
+    sample: Annotated[
+        int | None, typer.Option("--sample", min=1, help="Draw so many at random instead; with --no-store.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of --sample: the same one gives the same sample.")] = 0,
     store: Annotated[bool, typer.Option("--store/--no-store", help="Store the candidates, or only enumerate.")] = True,
     wait: Wait = True,
     as_json: AsJson = False,
@@ -85,9 +90,16 @@ def enumerate_(
     project = Project()
     limits = LimitOptions(limit or (), require or (), min_separation, max_separation)
     space = read_space(project, host, supercell, types, max_defects, min_defects, composition, limits=limits)
-    found = enumerate_stored(project, space, wait=wait) if store else _enumerate_here(space)
+    if sample is not None and store:
+        raise InputError("a sample is printed, not stored; add --no-store")
+    if sample is not None:
+        found = _sample_here(space, sample, seed)
+    else:
+        found = enumerate_stored(project, space, wait=wait) if store else _enumerate_here(space)
     if as_json:
         print_json(found)
+    elif sample is not None:
+        _print_sample(found["configurations"])
     elif found["candidates"] < found["expected"]:
         print(f"queued: {found['expected']} candidates in search space {found['search_space']}")
     else:
@@ -265,6 +277,53 @@ def _enumerate_here(space: SearchSpace) -> dict[str, Any]:
         "per_second": round(found / seconds, 1),
         "peak_memory_mb": round(peak_memory_mb(), 1),
     }
+
+
+def _sample_here(space: SearchSpace, n: int, seed: int) -> dict[str, Any]:
+    """Draw different configurations in this process, each with the same probability.
+
+    `expected` is the exact number of the space's configurations, null where separations are limited.
+    """
+    import random
+
+    from screening.defects.defect_types import DefectType
+    from screening.defects.sampling import Sampler
+    from screening.pipeline.searches import peak_memory_mb
+
+    symmetry = find_symmetry_of(space)
+    started = time.perf_counter()
+    sampler = Sampler(space, symmetry)
+    configurations = []
+    with progress_bar("sample") as show:
+        for drawn in sampler.draw_distinct(n, random.Random(seed)):
+            configurations.append(
+                {
+                    "configuration": drawn.configuration.composition,
+                    "defects": [DefectType.from_code(code).name for code in drawn.configuration.defect_types],
+                    "sites": drawn.configuration.sites,
+                    "multiplicity": drawn.multiplicity,
+                }
+            )
+            show(len(configurations), n, "")
+    seconds = time.perf_counter() - started
+    return {
+        "candidates": n,
+        "expected": None if space.limits.has_separations else sampler.n_distinct,
+        "seconds": round(seconds, 4),
+        "per_second": round(n / seconds, 1),
+        "peak_memory_mb": round(peak_memory_mb(), 1),
+        "sampled": len(configurations),
+        "seed": seed,
+        "configurations": configurations,
+    }
+
+
+def _print_sample(configurations: Sequence[Mapping[str, Any]]) -> None:
+    rows = []
+    for found in configurations:
+        sites = " ".join(f"{d}@{s}" for d, s in zip(found["defects"], found["sites"], strict=True))
+        rows.append([found["configuration"], sites, found["multiplicity"]])
+    print_table(["configuration", "sites", "multiplicity"], rows)
 
 
 def _compile(space: SearchSpace, symmetry: Any) -> None:

@@ -79,6 +79,19 @@ def test_enumerating_without_storing_needs_no_services(tmp_path: Path) -> None:
     assert found["per_second"] == pytest.approx(13_609 / found["seconds"], rel=0.01)
 
 
+def test_a_sample_is_printed_with_its_seed_and_the_exact_number_of_the_space(tmp_path: Path) -> None:
+    arguments = ("enumerate", *MOS2, "--composition", "v_Mo:1,v_S:2", "--sample", "20", "--no-store")
+    first, again, other = (
+        json.loads(screening(*arguments, "--seed", seed, "--json", home=tmp_path).stdout) for seed in ("7", "7", "8")
+    )
+    assert (first["expected"], first["candidates"], first["sampled"], first["seed"]) == (743, 20, 20, 7)
+    assert first["configurations"] == again["configurations"] != other["configurations"]
+    assert {row["configuration"] for row in first["configurations"]} == {"2*v_S+v_Mo"}
+    assert len({(*row["sites"], *row["defects"]) for row in first["configurations"]}) == 20
+    table = screening(*arguments, "--seed", "7", home=tmp_path).stdout
+    assert table.count("v_Mo@") == 20
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -100,6 +113,8 @@ def test_enumerating_without_storing_needs_no_services(tmp_path: Path) -> None:
         (("count", *MOS2, "--max-defects", "2", "--limit", "v_S=2"), "write v_S:0-2"),
         (("count", *MOS2, "--composition", "v_S:2", "--require", "v_S"), "leave the limits"),
         (("count", *MOS2, "--max-defects", "2", "--min-separation", "-1"), "expected a finite number above 0"),
+        (("enumerate", *MOS2, "--max-defects", "2", "--sample", "5"), "add --no-store"),
+        (("enumerate", *MOS2, "--max-defects", "1", "--sample", "5", "--no-store"), "search space has 4"),
         (("count", *MOS2, "--composition", "C_S:2"), "names C_S, which is not among"),
         (("up", "--workers", "many"), "write cpu=1,gpu=1"),
         (("design", "--host", "MoS2", "--gap", "1.2:1.0"), "low below high"),
