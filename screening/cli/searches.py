@@ -25,7 +25,7 @@ from screening.cli.options import (
 )
 from screening.cli.output import Tick, print_json, print_table, progress_bar, wait_for
 from screening.cli.project import NO_LIMITS, LimitOptions, Project, find_host, search_space
-from screening.errors import InputError, ScreeningError
+from screening.errors import InputError, ScreeningError, ServiceError
 
 if TYPE_CHECKING:
     from screening.defects.enumeration import SearchSpace
@@ -51,12 +51,15 @@ def count(
     max_separation: MaxSeparation = None,
     as_json: AsJson = False,
 ) -> None:
-    """Count the symmetry-distinct configurations of a search space, exactly, without enumerating them."""
+    """Count the symmetry-distinct configurations of a search space, exactly, and say what it will cost."""
     from screening.pipeline.searches import count_table
 
+    project = Project()
     limits = LimitOptions(limit or (), require or (), min_separation, max_separation)
-    space = read_space(Project(), host, supercell, types, max_defects, min_defects, composition, limits=limits)
-    counted = count_table(space, find_symmetry_of(space))
+    space = read_space(project, host, supercell, types, max_defects, min_defects, composition, limits=limits)
+    symmetry = find_symmetry_of(space)
+    counted = count_table(space, symmetry)
+    counted |= _cost(project, space, symmetry, counted["total"])
     if as_json:
         print_json(counted)
         return
@@ -65,6 +68,11 @@ def count(
     print()
     rows = [[int(n), number] for n, number in counted["by_defects"].items()]
     print_table(["defects", "configurations"], [*rows, ["all", counted["total"]]])
+    print()
+    print(f"disk: {counted['disk_bytes'] / 1e6:,.1f} MB with the predictions of one model")
+    for what, key in (("enumerate", "seconds"), ("score", "scoring_seconds")):
+        known = "not known" if counted[key] is None else f"{counted[key]:,.1f} s for one process"
+        print(f"{what}: {known}")
 
 
 def enumerate_(
@@ -165,6 +173,24 @@ def read_space(
         composition=composition,
         limits=limits,
     )
+
+
+def _cost(project: Project, space: SearchSpace, symmetry: Any, total: int) -> dict[str, Any]:
+    """Bytes on disk, seconds to enumerate, seconds to score; null where no rate is known."""
+    from screening.pipeline import costs
+
+    scoring = None
+    try:
+        with project.transaction() as session:
+            scoring = costs.scoring_seconds(session, total)
+    except ServiceError:
+        pass  # counting needs no services; without them nothing is known of past scorings
+    walking = costs.enumeration_seconds(space, symmetry, total)
+    return {
+        "disk_bytes": costs.disk_bytes(total),
+        "seconds": None if walking is None else round(walking, 3),
+        "scoring_seconds": None if scoring is None else round(scoring, 3),
+    }
 
 
 def find_symmetry_of(space: SearchSpace) -> Any:

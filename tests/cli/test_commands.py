@@ -40,11 +40,23 @@ def test_counts_are_the_exact_numbers_of_the_paper(tmp_path: Path) -> None:
 
 def test_a_composition_needs_no_largest_number(tmp_path: Path) -> None:
     finished = screening("count", *MOS2, "--composition", "v_S:1,Se_S:1,v_Mo:1", "--json", home=tmp_path)
-    assert json.loads(finished.stdout) == {
+    counted = json.loads(finished.stdout)
+    assert {key: counted[key] for key in ("total", "by_defects", "by_composition")} == {
         "total": 1415,
         "by_defects": {"3": 1415},
         "by_composition": {"v_S+Se_S+v_Mo": 1415},
     }
+
+
+def test_a_count_says_what_the_search_space_will_cost(tmp_path: Path) -> None:
+    arguments = (*MOS2, "--max-defects", "3")
+    counted = json.loads(screening("count", *arguments, "--json", home=tmp_path).stdout)
+    assert 13_609 * 200 < counted["disk_bytes"] < 13_609 * 1000
+    assert 0 < counted["seconds"] < 10
+    assert counted["scoring_seconds"] is None  # no services, no scoring to learn from
+    text = screening("count", *arguments, home=tmp_path).stdout
+    assert "MB with the predictions of one model" in text
+    assert "score: not known" in text
 
 
 def test_limits_make_a_part_of_the_space(tmp_path: Path) -> None:
