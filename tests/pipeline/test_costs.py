@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 from sqlalchemy import Engine, select, text
@@ -15,7 +13,7 @@ from screening.database.leases import claim_next
 from screening.database.session import session_scope
 from screening.defects.catalogue import catalogue_host
 from screening.defects.defect_types import parse_defect_types
-from screening.defects.enumeration import SearchSpace, enumerate_space
+from screening.defects.enumeration import SearchSpace, enumerate_chunk, plan_chunks
 from screening.defects.host import Supercell
 from screening.defects.limits import Limits
 from screening.defects.symmetry import find_symmetry
@@ -51,18 +49,22 @@ def test_the_disk_that_a_space_takes_is_estimated_within_a_third(clean_engine: E
     assert costs.disk_bytes(len(ids)) == pytest.approx(taken, rel=1 / 3)
 
 
-def test_the_time_of_a_walk_is_estimated_within_a_factor_of_five() -> None:
-    supercell = Supercell.parse(catalogue_host("MoS2"), "8x8")
+def test_the_time_of_a_walk_follows_from_the_rate_of_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock on which the first chunk takes one second."""
+    supercell = Supercell.parse(catalogue_host("MoS2"), "4x4")
     symmetry = find_symmetry(supercell)
     space = SearchSpace(supercell, TYPES, 4)
     n_candidates = sum(space.counts(symmetry).values())
+    readings = iter([0.0])
+    monkeypatch.setattr(costs.time, "perf_counter", lambda: next(readings, 1.0))
     estimated = costs.enumeration_seconds(space, symmetry, n_candidates)
-    started = time.perf_counter()
-    for _ in enumerate_space(space, symmetry):
-        pass
-    taken = time.perf_counter() - started
     assert estimated is not None
-    assert taken / 5 < estimated < 5 * taken
+    sizes = {
+        sum(len(block) for block in enumerate_chunk(space, symmetry, chunk))
+        for chunk in plan_chunks(space, symmetry)
+        if chunk.n_defects == 4
+    }
+    assert any(estimated == pytest.approx(n_candidates / size) for size in sizes if size)
 
 
 def test_the_time_of_more_defects_than_can_be_planned_is_not_known() -> None:

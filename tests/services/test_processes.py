@@ -37,7 +37,7 @@ def test_several_processes_have_their_grace_at_the_same_time(tmp_path: Path) -> 
     pid_files = [start_deaf(tmp_path, name) for name in ("one", "two", "three")]
     began = time.monotonic()
     processes.stop(*pid_files, grace_s=1.0)
-    assert 1.0 <= time.monotonic() - began < 2.0
+    assert 1.0 <= time.monotonic() - began < 3.0  # one after another would take longer
     assert not any(map(processes.is_held, pid_files))
 
 
