@@ -340,8 +340,8 @@ def results_add(
         print_json(asdict(report))
     else:
         print(f"read {report.read}, new {report.new}, known {report.known}, refused {report.refused}")
-        for text in report.notes:
-            print(text)
+        for name, text in report.notes:
+            print(f"{name}: {text}")
         for name, reason in report.refusals:
             note(f"refused {name}: {reason}")
     if report.refused:
@@ -350,7 +350,10 @@ def results_add(
 
 def _chemical_potential(text: str) -> tuple[str, float]:
     """Read `Mg=-1.5`."""
+    from screening.defects.defect_types import atomic_number
+
     symbol, _, energy = text.partition("=")
+    atomic_number(symbol.strip())
     try:
         return symbol.strip(), float(energy)
     except ValueError as error:

@@ -55,7 +55,7 @@ def train(
         hosts = tuple(stored_host_name(session, known) for known in host or ())
     given = {"n_members": members, "epochs": epochs, "max_minutes": max_minutes}
     request = TrainingRequest(
-        level=level or _only_level(project),
+        level=level or (_level_of(project, parent) if parent else _only_level(project)),
         name=name,
         hosts=hosts,
         datasets=tuple(dataset or ()),
@@ -202,6 +202,15 @@ def _print_model(found: dict[str, Any]) -> None:
 
 def _short(value: Any) -> Any:
     return value.strftime("%Y-%m-%d %H:%M") if hasattr(value, "strftime") else value
+
+
+def _level_of(project: Project, model: str) -> str:
+    """The level of theory of a model."""
+    from screening.database.listings import describe_model
+
+    with project.transaction() as session:
+        level: str = describe_model(session, model)["level"]
+    return level
 
 
 def _only_level(project: Project) -> str:

@@ -60,17 +60,19 @@ def wait_for(look: Callable[[], Tick], *, label: str) -> Tick:
     waiting_since = time.monotonic()
     hinted = False
     with _bar(label) as show:
-        while True:
-            tick = look()
-            show(tick)
-            if tick.over:
-                return tick
-            if tick.started:
-                waiting_since = time.monotonic()
-            elif not hinted and time.monotonic() - waiting_since > NO_WORKER_S:
-                hinted = True
-                note(f"{label}: waiting for a free worker; `screening status` shows them, `screening up` starts them")
-            time.sleep(POLL_S)
+        try:
+            while not (tick := look()).over:
+                show(tick)
+                if tick.started:
+                    waiting_since = time.monotonic()
+                elif not hinted and time.monotonic() - waiting_since > NO_WORKER_S:
+                    hinted = True
+                    note(f"{label}: waits for a free worker; `screening status` shows them, `screening up` starts them")
+                time.sleep(POLL_S)
+        except KeyboardInterrupt:
+            note(f"{label}: only the waiting has ended, the workers go on; `screening status` shows how far they are")
+            raise
+    return tick
 
 
 @contextmanager

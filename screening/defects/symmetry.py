@@ -25,6 +25,7 @@ from screening.defects.host import Host, Supercell
 from screening.errors import InputError
 
 spglib.error.OLD_ERROR_HANDLING = False  # SpglibError instead of None and a warning; the only way in spglib 3
+MAX_OPERATIONS = 10_000  # a 28x28 supercell of MoS2 has 9,408
 SYMPREC = 1e-2  # angstrom; tighter tolerances lose operations of relaxed unit cells given to 4 digits
 
 
@@ -120,12 +121,21 @@ def find_symmetry(supercell: Supercell) -> Symmetry:
     """All distinct site permutations of a supercell, checked to form a group.
 
     Raises:
-        InputError: the host's unit cell has no valid symmetry.
+        InputError: the host's unit cell has no valid symmetry, or the supercell so many operations that their group
+            could not be checked in minutes.
     """
-    permutations = []
-    for rotation, translation in zip(*unit_cell_operations(supercell.host), strict=True):
-        if _keeps_lattice(rotation, supercell.matrix):
-            permutations.append(_permutations_of(rotation, translation, supercell))
+    operations = [
+        (rotation, translation)
+        for rotation, translation in zip(*unit_cell_operations(supercell.host), strict=True)
+        if _keeps_lattice(rotation, supercell.matrix)
+    ]
+    if len(operations) * supercell.n_cells > MAX_OPERATIONS:
+        raise InputError(
+            f"supercell {supercell.label} of {supercell.host.name} has {supercell.n_sites} sites and "
+            f"{len(operations) * supercell.n_cells} symmetry operations, more than {MAX_OPERATIONS}; "
+            "choose a smaller supercell, or give the host by its primitive unit cell"
+        )
+    permutations = [_permutations_of(rotation, translation, supercell) for rotation, translation in operations]
     stacked = np.concatenate(permutations)
     distinct = np.unique(stacked, axis=0)  # sorted rows, so the identity comes first
     _check_group(distinct)

@@ -297,7 +297,11 @@ def _add_model(session: Session, request: TrainingRequest, **columns: Any) -> in
     if added is not None:
         return added
     if request.name is not None:
-        raise InputError(f"a model is called {request.name!r} already; choose another name with --name")
+        state = session.scalar(select(tables.TrainedModel.state).where(tables.TrainedModel.name == name))
+        raise InputError(
+            f"a model is called {name!r} already, and it is {state} (`screening model show {name}`); "
+            "choose another name with --name"
+        )
     return _add_model(session, request, **columns)  # somebody else has taken the free name since
 
 

@@ -23,7 +23,7 @@ from screening.database.session import session_scope
 from screening.defects.host import Host, Supercell
 from screening.defects.matching import Matcher, Structure, find_supercell
 from screening.dft.bulk_matching import Match, MatchingPool
-from screening.dft.structures import archive_members, is_archive, parse_structures, read_structures
+from screening.dft.structures import archive_members, is_archive, parse_structures
 from screening.errors import FileFormatError, InputError
 from screening.pipeline.hosts import host_of
 
@@ -90,7 +90,7 @@ def predict_files(
     which is replaced in one step at the end.
 
     Raises:
-        InputError: a file or an archive as a whole cannot be read; nothing is written.
+        InputError: a file is not there, or an archive as a whole cannot be read; nothing is written.
     """
     from screening.learning.artifacts import ensemble_from_bytes
 
@@ -121,7 +121,7 @@ def predict_files(
 def _read(path: Path, reader: _Reader) -> Iterator[tuple[int, Match]]:
     """Matches of the structures of one file, in its order."""
     if not is_archive(path):
-        yield from map(reader.identify, read_structures(path))
+        yield from _one(path.name, path.read_bytes(), reader)
         return
     members = archive_members(path)
     for name, content in members:
@@ -153,7 +153,7 @@ def _read_likes(members: Iterator[tuple[str, bytes]], number: int, reader: _Read
 
 
 def _one(name: str, content: bytes, reader: _Reader) -> Iterator[tuple[int, Match]]:
-    """Matches of one file of an archive; a file that cannot be read costs its own row only."""
+    """Matches of one file, alone or of an archive; a file that cannot be read costs its own row only."""
     try:
         structures = parse_structures(name, content)
     except InputError as error:

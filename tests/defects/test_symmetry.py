@@ -140,3 +140,14 @@ def test_more_pair_classes_than_an_int16_holds_are_refused() -> None:
     identity = Symmetry(np.arange(n_sites, dtype=np.int16)[None], 1)
     with pytest.raises(InputError, match="symmetry-distinct pairs"):
         _ = identity.pair_classes
+
+
+def test_a_supercell_of_a_supercell_is_refused_before_anything_large_is_made() -> None:
+    """Silicon as a cell of 216 atoms: 27 times 192 operations, times 8 of the supercell."""
+    corners = np.array([[0.0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
+    cell = np.concatenate([corners, corners + 0.25])
+    shifts = np.array(list(np.ndindex(3, 3, 3)))
+    positions = (cell[None] + shifts[:, None]).reshape(-1, 3) / 3.0
+    host = Host.from_cell("Si", 3 * 5.43 * np.eye(3), ("Si",) * 216, positions, source="test")
+    with pytest.raises(InputError, match="primitive unit cell"):
+        find_symmetry(Supercell.parse(host, "2x2x2"))

@@ -100,6 +100,19 @@ def test_a_faulty_member_costs_its_own_row_wherever_it_is(predicting: tuple[Engi
     assert [name for name, _ in report.refusals] == ["README", "a", "c"]
 
 
+def test_a_loose_file_that_cannot_be_read_costs_its_own_row(
+    predicting: tuple[Engine, Supercell], tmp_path: Path
+) -> None:
+    engine, supercell = predicting
+    files = [tmp_path / name for name in ("empty.cif", "garbage.cif", "good.cif")]
+    files[0].touch()
+    files[1].write_text("no crystal")
+    write_structure(files[2], supercell, Configuration((20,), (V_S,)))
+    report = predict_files(engine, files, tmp_path / "out.csv", device="cpu")
+    assert [row["name"] for row in rows_of(tmp_path / "out.csv")] == ["good"]
+    assert [name for name, _ in report.refusals] == ["empty", "garbage"]
+
+
 def test_nothing_is_written_where_nothing_can_be(predicting: tuple[Engine, Supercell], tmp_path: Path) -> None:
     engine, supercell = predicting
     path = tmp_path / "x.tar.gz"
