@@ -86,8 +86,8 @@ def predict_files(
     """Predict the properties of every structure in files and archives, and write them as CSV.
 
     Columns: `name`, `configuration`, `n_defects`, then `<property>_mean` and `<property>_std` (eV, Bohr magneton), then
-    `sites`, `host`, `supercell` and `model`. Structures that cannot be predicted are in the report, not in the file,
-    which is replaced in one step at the end.
+    `sites`, `host`, `supercell`, `model` and its `level` of theory. Structures that cannot be predicted are in the
+    report, not in the file, which is replaced in one step at the end.
 
     Raises:
         InputError: a file is not there, or an archive as a whole cannot be read; nothing is written.
@@ -104,6 +104,7 @@ def predict_files(
         model = queries.model_by_name(session, model_name)
         assert model.weights is not None
         ensemble, name = ensemble_from_bytes(model.weights), model.name
+        level = session.get_one(tables.LevelOfTheory, model.level_id).name
         rows = session.scalars(select(tables.Host).where(tables.Host.name.in_(ensemble.references.hosts)))
         hosts = [host_of(row) for row in rows]
     reader = _Reader(hosts)
@@ -113,7 +114,7 @@ def predict_files(
         if on_progress is not None and len(matches) % 50 == 0:
             on_progress(len(matches))
     matches = [_checked(number, match, reader, ensemble) for number, match in matches]
-    _write(output, name, reader, ensemble, matches, device)
+    _write(output, (name, level), reader, ensemble, matches, device)
     refusals = [(match.name, match.reason) for _, match in matches if match.configuration is None]
     return PredictionReport(name, len(matches) - len(refusals), round(time.monotonic() - started, 2), refusals)
 
@@ -176,7 +177,12 @@ def _checked(number: int, match: Match, reader: _Reader, ensemble: Ensemble) -> 
 
 
 def _write(
-    output: Path, model: str, reader: _Reader, ensemble: Ensemble, matches: Sequence[tuple[int, Match]], device: str
+    output: Path,
+    origin: tuple[str, str],
+    reader: _Reader,
+    ensemble: Ensemble,
+    matches: Sequence[tuple[int, Match]],
+    device: str,
 ) -> None:
     """Score block by block in the order of the structures, and replace the file at the end."""
     values = [f"{name}_{part}" for name in ensemble.properties for part in ("mean", "std")]
@@ -185,18 +191,20 @@ def _write(
     try:
         with partial.open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["name", "configuration", "n_defects", *values, "sites", "host", "supercell", "model"])
+            writer.writerow(
+                ["name", "configuration", "n_defects", *values, "sites", "host", "supercell", "model", "level"]
+            )
             for start in range(0, len(accepted), _ROWS_PER_SCORING):
-                writer.writerows(_rows(model, reader, ensemble, accepted[start : start + _ROWS_PER_SCORING], device))
+                writer.writerows(_rows(origin, reader, ensemble, accepted[start : start + _ROWS_PER_SCORING], device))
         partial.replace(output)
     finally:
         partial.unlink(missing_ok=True)
 
 
 def _rows(
-    model: str, reader: _Reader, ensemble: Ensemble, block: Sequence[tuple[int, Match]], device: str
+    origin: tuple[str, str], reader: _Reader, ensemble: Ensemble, block: Sequence[tuple[int, Match]], device: str
 ) -> list[list[object]]:
-    """CSV rows of a block of matches."""
+    """CSV rows of a block of matches; `origin` is the model and its level of theory."""
     from screening.learning.scorer import score_configurations
 
     rows: list[list[object]] = [[]] * len(block)
@@ -211,6 +219,6 @@ def _rows(
             sites = " ".join(map(str, configuration.sites))
             rows[i] = [
                 block[i][1].name, configuration.composition, configuration.n_defects, *predicted,
-                sites, supercell.host.name, supercell.label, model,
+                sites, supercell.host.name, supercell.label, *origin,
             ]  # fmt: skip
     return rows

@@ -82,6 +82,9 @@ def test_an_archive_gives_a_row_per_structure_in_its_order(
     rows = rows_of(tmp_path / "out.csv")
     assert [row["name"] for row in rows] == [f"{i // 2:03d}" for i in range(340)]
     assert [row["configuration"] for row in rows[:2]] == ["v_S+v_Mo", "Se_S+v_Mo"]
+    assert {(row["host"], row["supercell"], row["model"], row["level"]) for row in rows} == {
+        ("MoS2", "4x4", "small", "formula")
+    }
     with session_scope(engine) as session:
         weights = session.scalar(select(tables.TrainedModel.weights))
     assert weights is not None
