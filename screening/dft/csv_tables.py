@@ -12,11 +12,19 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from screening.errors import FileFormatError, InputError
 
 Row = Mapping[str, str | None]
 """Cells by column; None where the row is too short."""
+
+
+def open_text(path: Path) -> TextIO:
+    """A CSV file to read, which is gzipped if its name ends in ``.gz``; a byte order mark is passed over."""
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")
 
 
 def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
@@ -26,11 +34,7 @@ def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
         FileFormatError: it is cut short, no CSV, or lacks a column.
     """
     try:
-        with (
-            gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-            if path.suffix == ".gz"
-            else path.open(encoding="utf-8-sig", newline="")
-        ) as file:
+        with open_text(path) as file:
             reader = csv.DictReader(file)
             present = reader.fieldnames or ()
             absent = [column for column in columns if column not in present]

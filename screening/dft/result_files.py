@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from screening.defects.defect_types import Configuration, DefectType
 from screening.defects.matching import Structure
+from screening.dft.csv_tables import open_text
 from screening.dft.results import PROPERTIES, LevelOfTheory
 from screening.dft.structures import parse_structures, read_structures
 from screening.errors import FileFormatError, InputError
@@ -139,11 +140,7 @@ def _from_frame(atoms: Atoms, structure: Structure) -> FoundResult:
 
 def _read_rows(path: Path) -> list[dict[str, str | None]]:
     try:
-        with (
-            gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-            if path.suffix == ".gz"
-            else path.open(encoding="utf-8-sig", newline="")
-        ) as stream:
+        with open_text(path) as stream:
             reader = csv.DictReader(stream)
             columns = set(reader.fieldnames or ())
             rows = list(reader)
