@@ -13,14 +13,16 @@ Limits prune the tree at once where all that follows breaks them: more of a type
 its least number even if all further defects are of it, a forbidden pair of sites. Each of these holds for a sequence
 when it holds for its images, so what is left is still met once.
 
-A chunk is the part of the tree below one canonical prefix; the state of the walk is the sequence it stands
+A chunk is the part of the tree below a range of canonical prefixes; the state of the walk is the sequence it stands
 at, so that a chunk is resumed from any block's last row.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,12 +30,18 @@ from numpy.typing import NDArray
 from screening.defects.defect_types import Configuration, DefectType, composition_label
 from screening.defects.host import Supercell
 from screening.defects.limits import Limits, allowed_pairs
-from screening.defects.orderly_walk import fill, open_depth, smallest_image
+from screening.defects.orderly_walk import estimate_rows, fill, open_depth, smallest_image
 from screening.defects.separated_counts import count_separated_orbits
 from screening.defects.symmetry import Symmetry, count_orbits
 from screening.errors import CountMismatchError, InputError
 
 BLOCK_ROWS = 65_536
+CHUNK_ROWS = 300_000
+MAX_PREFIXES = 200_000  # walked in 0.1 s; a plan is also rows of a database
+PREFIXES_PER_CHUNK = 20  # so that chunks differ by a few per cent where the prefixes are of very different size
+PROBES = 30_000  # for all prefixes together; about 1 s
+
+_EMPTY = Configuration((), ())
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,10 +155,19 @@ class SearchSpace:
 
 @dataclass(frozen=True)
 class Chunk:
-    """An independently enumerable part: all configurations of `n_defects` that begin with a canonical prefix."""
+    """An independently enumerable part: all configurations of `n_defects` that begin within a range of prefixes.
+
+    Attributes:
+        first: a canonical prefix, shorter than `n_defects`; empty, with `last`, for all configurations.
+        last: a canonical prefix of the same length, not before `first`; both ends belong to the chunk.
+    """
 
     n_defects: int
-    prefix: Configuration
+    first: Configuration
+    last: Configuration
+
+    def __post_init__(self) -> None:
+        assert self.first.n_defects == self.last.n_defects < self.n_defects
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,21 +187,31 @@ class Block:
     def __len__(self) -> int:
         return len(self.sites)
 
+    def configuration(self, row: int) -> Configuration:
+        """One row."""
+        return Configuration(tuple(self.sites[row].tolist()), tuple(self.defect_types[row].tolist()))
 
-def plan_chunks(space: SearchSpace, symmetry: Symmetry) -> list[Chunk]:
-    """Split a search space into chunks, ordered by number of defects and prefix.
 
-    The prefix is two defects shorter than the configurations, so that a chunk holds thousands of rows.
+def plan_chunks(space: SearchSpace, symmetry: Symmetry, *, rows: int = CHUNK_ROWS) -> list[Chunk]:
+    """Split a search space into chunks of about `rows` configurations, ordered by number of defects and prefix.
+
+    The prefixes are long enough for chunks of even size, but never more than `MAX_PREFIXES` for one number of
+    defects; in spaces with so many configurations that this is not enough, one chunk per prefix is larger than `rows`.
+    The plan is the same every time. Each number of defects has at least one chunk, even if the limits leave it empty.
+
+    Raises:
+        InputError: separations are limited, and the configurations are too many to be counted.
     """
+    n_rows: Counter[int] = Counter()
+    for composition, count in space.counts(symmetry).items():
+        n_rows[sum(composition)] += count
     chunks = []
     for n_defects in space.sizes:
-        depth = max(0, n_defects - 2)
-        if depth == 0:
-            chunks.append(Chunk(n_defects, Configuration((), ())))
-            continue
-        for block in _walk(space, symmetry, Chunk(depth, Configuration((), ())), n_after=n_defects - depth):
-            for sites, codes in zip(block.sites.tolist(), block.defect_types.tolist(), strict=True):
-                chunks.append(Chunk(n_defects, Configuration(tuple(sites), tuple(codes))))
+        n_chunks = -(-n_rows[n_defects] // rows)
+        prefixes = _prefixes(space, symmetry, n_defects, n_chunks)
+        starts = _even_starts(space, symmetry, prefixes, n_defects, n_chunks)
+        for start, end in zip(starts, [*starts[1:], len(prefixes)], strict=True):
+            chunks.append(Chunk(n_defects, prefixes.configuration(start), prefixes.configuration(end - 1)))
     return chunks
 
 
@@ -240,38 +267,84 @@ def canonical_form(symmetry: Symmetry, configuration: Configuration) -> tuple[Co
     return canonical, symmetry.n_operations // int(n_same)
 
 
+def walk_arguments(space: SearchSpace, symmetry: Symmetry) -> tuple[NDArray[Any], ...]:
+    """What the compiled loops need to know of a space and its group, in their order."""
+    return (
+        _codes_by_site(space),
+        np.array([t.code for t in space.defect_types], np.int64),
+        np.array(space.min_counts, np.int64),
+        np.array(space.max_counts, np.int64),
+        allowed_pairs(space.supercell, symmetry, space.limits),
+        symmetry.permutations,
+        symmetry.to_representative,
+        symmetry.representatives,
+    )
+
+
 def _walk(
     space: SearchSpace, symmetry: Symmetry, chunk: Chunk, *, after: Configuration | None = None,
     block_rows: int = BLOCK_ROWS, n_after: int = 0,
 ) -> Iterator[Block]:  # fmt: skip
-    """Walk the tree below a prefix; `n_after` more defects are to follow the chunk's when it is a part of a plan."""
-    n_defects, n_prefix = chunk.n_defects, chunk.prefix.n_defects
-    site_codes = _codes_by_site(space)
-    codes = np.array([t.code for t in space.defect_types], np.int64)
-    limits = np.array(space.min_counts, np.int64), np.array(space.max_counts, np.int64)
-    allowed = allowed_pairs(space.supercell, symmetry, space.limits)
+    """Walk the range of a chunk; `n_after` more defects are to follow the chunk's when it is a part of a plan."""
+    n_defects = chunk.n_defects
+    arguments = walk_arguments(space, symmetry)
+    site_codes = arguments[0]
+    last = np.array(chunk.last.sites, np.int64), np.array(chunk.last.defect_types, np.int64)
     path_sites = np.full(n_defects, -1, np.int64)
     path_columns = np.full(n_defects, -1, np.int64)
-    start = after if after is not None else chunk.prefix
+    start = after if after is not None else chunk.first
     for depth, (site, code) in enumerate(zip(start.sites, start.defect_types, strict=True)):
         path_sites[depth] = site
         path_columns[depth] = int(np.flatnonzero(site_codes[site] == code)[0])
+    depth = n_defects - 1
     if after is None:
-        open_depth(path_sites, path_columns, n_prefix, site_codes.shape[1])
-    depth = n_prefix if after is None else n_defects - 1
-    while depth >= n_prefix:
+        depth = chunk.first.n_defects
+        open_depth(path_sites, path_columns, depth, site_codes.shape[1])
+    while depth >= 0:
         block = Block(
             np.empty((block_rows, n_defects), np.int16),
             np.empty((block_rows, n_defects), np.int16),
             np.empty(block_rows, np.int32),
         )
         n_rows, depth = fill(
-            block.sites, block.defect_types, block.multiplicity, path_sites, path_columns, depth, n_prefix,
-            n_after, site_codes, codes, *limits, allowed,
-            symmetry.permutations, symmetry.to_representative, symmetry.representatives,
+            block.sites, block.defect_types, block.multiplicity, path_sites, path_columns, depth, *last,
+            n_after, *arguments,
         )  # fmt: skip
         if n_rows:
             yield Block(block.sites[:n_rows], block.defect_types[:n_rows], block.multiplicity[:n_rows])
+
+
+def _prefixes(space: SearchSpace, symmetry: Symmetry, n_defects: int, n_chunks: int) -> Block:
+    """The canonical prefixes of the shortest length that has enough of them for even chunks."""
+    found = Block(np.zeros((1, 0), np.int16), np.zeros((1, 0), np.int16), np.ones(1, np.int32))
+    if n_chunks <= 1:
+        return found
+    for depth in range(1, n_defects):
+        whole = Chunk(depth, _EMPTY, _EMPTY)
+        walk = _walk(space, symmetry, whole, block_rows=MAX_PREFIXES + 1, n_after=n_defects - depth)
+        longer = next(walk, None)
+        if longer is None or len(longer) > MAX_PREFIXES:
+            break
+        found = longer
+        if len(found) >= PREFIXES_PER_CHUNK * n_chunks:
+            break
+    return found
+
+
+def _even_starts(
+    space: SearchSpace, symmetry: Symmetry, prefixes: Block, n_defects: int, n_chunks: int
+) -> list[int]:  # fmt: skip
+    """Where in the prefixes each chunk starts, the first at 0."""
+    if len(prefixes) <= n_chunks or n_chunks <= 1:
+        return list(range(len(prefixes)))
+    n_probes = max(1, PROBES // len(prefixes))
+    estimates = estimate_rows(
+        prefixes.sites, prefixes.defect_types, n_defects - prefixes.sites.shape[1], n_probes, 0,
+        *walk_arguments(space, symmetry),
+    )  # fmt: skip
+    middle = np.cumsum(estimates) - estimates / 2
+    number = np.minimum(middle * (n_chunks / max(1.0, estimates.sum())), n_chunks - 1).astype(np.int64)
+    return [0, *(np.flatnonzero(np.diff(number)) + 1).tolist()]
 
 
 def _codes_by_site(space: SearchSpace) -> NDArray[np.int64]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from screening.defects.checksum import mixed
+
 
 @numba.njit(cache=True)
 def open_depth(path_sites, path_columns, depth, n_columns):  # type: ignore[no-untyped-def]
@@ -19,10 +21,10 @@ def open_depth(path_sites, path_columns, depth, n_columns):  # type: ignore[no-u
 
 @numba.njit(cache=True)
 def fill(  # type: ignore[no-untyped-def]
-    out_sites, out_codes, out_multiplicity, path_sites, path_columns, depth, n_prefix,
+    out_sites, out_codes, out_multiplicity, path_sites, path_columns, depth, last_sites, last_codes,
     n_after, site_codes, codes, min_counts, max_counts, allowed_pairs, permutations, to_representative, representatives,
 ):  # fmt: skip
-    """Walk on until the block is full or the tree below the prefix is done; returns rows and depth.
+    """Walk on until the block is full or all is done up to the last prefix; returns rows, and depth or -1 when done.
 
     The sequences are beginnings of configurations with `n_after` more defects: those that no such configuration
     can begin with, by its limits, are passed over.
@@ -34,19 +36,16 @@ def fill(  # type: ignore[no-untyped-def]
     for d in range(depth):
         path_codes[d] = site_codes[path_sites[d], path_columns[d]]
     n_rows = 0
-    while depth >= n_prefix and n_rows < len(out_sites):
+    while depth >= 0 and n_rows < len(out_sites):
         if not _next_point(path_sites, path_columns, depth, site_codes):
             depth -= 1
             continue
         path_codes[depth] = site_codes[path_sites[depth], path_columns[depth]]
-        n_left = n_defects + n_after - depth - 1
-        if not _counts_allow(path_codes, depth + 1, codes, min_counts, max_counts, n_left):
-            continue
-        if not _pairs_allow(path_sites, depth, allowed_pairs):
-            continue
-        same = _count_same(
-            path_sites, path_codes, depth + 1, image_sites, image_codes,
-            permutations, to_representative, representatives,
+        if depth < len(last_sites) and _compare(path_sites, path_codes, last_sites, last_codes, depth + 1) > 0:
+            return n_rows, -1
+        same = _stabilizer_of_allowed(
+            path_sites, path_codes, depth + 1, image_sites, image_codes, n_defects + n_after - depth - 1,
+            codes, min_counts, max_counts, allowed_pairs, permutations, to_representative, representatives,
         )  # fmt: skip
         if same == 0:
             continue
@@ -60,6 +59,48 @@ def fill(  # type: ignore[no-untyped-def]
             out_multiplicity[n_rows] = len(permutations) // same
             n_rows += 1
     return n_rows, depth
+
+
+@numba.njit(cache=True)
+def estimate_rows(  # type: ignore[no-untyped-def]
+    prefix_sites, prefix_codes, n_after, n_probes, seed, site_codes, codes, min_counts, max_counts, allowed_pairs,
+    permutations, to_representative, representatives,
+):  # fmt: skip
+    """(n_prefixes,) float64: how many configurations with `n_after` more defects begin with each prefix, about.
+
+    Knuth (Math. Comput. 29, 122 (1975)): a probe goes down the tree, each time to a child chosen at random; the
+    product of the numbers of children met on the way is an unbiased estimate of the number of leaves.
+    """
+    n_prefixes, n_prefix = prefix_sites.shape
+    n_defects = n_prefix + n_after
+    path_sites, path_columns = np.empty(n_defects, np.int64), np.empty(n_defects, np.int64)
+    path_codes = np.empty(n_defects, np.int64)
+    image_sites, image_codes = np.empty(n_defects, np.int64), np.empty(n_defects, np.int64)
+    estimates = np.zeros(n_prefixes, np.float64)
+    state = np.uint64(seed)
+    for i in range(n_prefixes):
+        path_sites[:n_prefix], path_codes[:n_prefix] = prefix_sites[i], prefix_codes[i]
+        for _ in range(n_probes):
+            n_leaves = 1.0
+            for depth in range(n_prefix, n_defects):
+                open_depth(path_sites, path_columns, depth, site_codes.shape[1])
+                n_children, chosen_site, chosen_code = 0, 0, 0
+                while _next_point(path_sites, path_columns, depth, site_codes):
+                    path_codes[depth] = site_codes[path_sites[depth], path_columns[depth]]
+                    if _stabilizer_of_allowed(
+                        path_sites, path_codes, depth + 1, image_sites, image_codes, n_defects - depth - 1,
+                        codes, min_counts, max_counts, allowed_pairs, permutations, to_representative, representatives,
+                    ):  # fmt: skip
+                        n_children += 1
+                        state += np.uint64(0x9E3779B97F4A7C15)
+                        if mixed(state) % np.uint64(n_children) == 0:  # each child is chosen equally often
+                            chosen_site, chosen_code = path_sites[depth], path_codes[depth]
+                n_leaves *= n_children
+                if n_children == 0:
+                    break
+                path_sites[depth], path_codes[depth] = chosen_site, chosen_code
+            estimates[i] += n_leaves / n_probes
+    return estimates
 
 
 @numba.njit(cache=True)
@@ -100,6 +141,21 @@ def _next_point(path_sites, path_columns, depth, site_codes):  # type: ignore[no
         column = 0
         if site >= n_sites:
             return False
+
+
+@numba.njit(cache=True)
+def _stabilizer_of_allowed(  # type: ignore[no-untyped-def]
+    path_sites, path_codes, length, image_sites, image_codes, n_left,
+    codes, min_counts, max_counts, allowed_pairs, permutations, to_representative, representatives,
+):  # fmt: skip
+    """Order of the stabilizer of a sequence; 0 if it is not canonical, or the limits forbid all that follows it."""
+    if not _counts_allow(path_codes, length, codes, min_counts, max_counts, n_left):
+        return 0
+    if not _pairs_allow(path_sites, length - 1, allowed_pairs):
+        return 0
+    return _count_same(
+        path_sites, path_codes, length, image_sites, image_codes, permutations, to_representative, representatives
+    )
 
 
 @numba.njit(cache=True)

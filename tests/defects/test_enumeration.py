@@ -1,3 +1,4 @@
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -9,14 +10,18 @@ from screening.defects.catalogue import catalogue_host
 from screening.defects.defect_types import Configuration, composition_label, parse_composition, parse_defect_types
 from screening.defects.enumeration import (
     Block,
+    Chunk,
     SearchSpace,
     canonical_form,
     check_count,
     enumerate_chunk,
     enumerate_space,
     plan_chunks,
+    walk_arguments,
 )
 from screening.defects.host import Supercell
+from screening.defects.limits import Limits, parse_limits
+from screening.defects.orderly_walk import estimate_rows
 from screening.defects.symmetry import Symmetry, find_symmetry
 from screening.errors import CountMismatchError, InputError
 
@@ -132,18 +137,94 @@ def test_pristine_supercell_is_its_own_canonical_form() -> None:
     assert canonical_form(symmetry, Configuration((), ())) == (Configuration((), ()), 1)
 
 
+EMPTY = Configuration((), ())
+PLANNED = [
+    ("MoS2", "4x4", "v_S,W_Mo", 3, 20, {}),
+    ("MoS2", "4x4", "v_S,Se_S,v_Mo", 4, 300, {"limits": Limits(parse_limits(["v_S:0-2"], ["v_Mo"]))}),
+    ("MoS2", "4x4", "v_S,Se_S,v_Mo", 4, 100, {"composition": parse_composition("v_S:3,v_Mo:1")}),
+    ("h-BN", "5x5", "v_B,C_N", 4, 50, {"limits": Limits(min_separation=2.0, max_separation=5.5)}),
+    ("BP", "3x3", "v_P,N_P", 4, 7, {}),
+    ("GaSe", "3x3", "v_Ga,v_Se,S_Se", 3, 1, {}),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "types", "max_defects", "chunk_rows", "limits"), PLANNED)
+def test_chunks_follow_one_another_as_the_walk_of_the_whole_space_does(
+    name: str, text: str, types: str, max_defects: int, chunk_rows: int, limits: dict[str, object]
+) -> None:
+    space, symmetry = space_of(name, text, types, max_defects, **limits)
+    chunks = plan_chunks(space, symmetry, rows=chunk_rows)
+    assert chunks == plan_chunks(space, symmetry, rows=chunk_rows)
+    assert len(chunks) > len(space.sizes)
+    whole = [list(enumerate_chunk(space, symmetry, Chunk(n, EMPTY, EMPTY))) for n in space.sizes]
+    cut = [list(enumerate_chunk(space, symmetry, chunk)) for chunk in chunks]
+    assert rows(list(itertools.chain(*cut))) == rows(list(itertools.chain(*whole)))
+    assert sum(space.counts(symmetry).values()) == sum(len(block) for blocks in whole for block in blocks)
+
+
+def test_blocks_run_full_across_the_prefixes_of_a_chunk() -> None:
+    space, symmetry = space_of("MoS2", "4x4", "v_S,W_Mo", 4, min_defects=4)
+    chunks = plan_chunks(space, symmetry, rows=250)
+    assert len(chunks) > 3
+    for chunk in chunks:
+        *full, last = (len(block) for block in enumerate_chunk(space, symmetry, chunk, block_rows=50))
+        assert set(full) == {50}
+        assert 0 < last <= 50
+
+
+def test_chunks_are_of_about_the_asked_size() -> None:
+    space, symmetry = space_of("MoS2", "8x8", "v_S,Se_S,v_Mo,W_Mo", 4, min_defects=4)
+    sizes = [
+        sum(len(block) for block in enumerate_chunk(space, symmetry, chunk))
+        for chunk in plan_chunks(space, symmetry, rows=50_000)
+    ]
+    assert len(sizes) == 24
+    assert sum(sizes) == 1_170_765
+    assert 25_000 < min(sizes) <= max(sizes) < 75_000
+
+
+@pytest.mark.parametrize(("types", "n_defects"), [("v_S,Se_S,v_Mo,W_Mo", 7), ("v_S,Se_S", 24)])
+def test_a_space_of_any_size_has_a_bounded_plan(types: str, n_defects: int) -> None:
+    space, symmetry = space_of("MoS2", "8x8", types, n_defects, min_defects=n_defects)
+    chunks = plan_chunks(space, symmetry)
+    assert 1000 < len(chunks) <= 200_000
+    ends = [tuple(zip(end.sites, end.defect_types, strict=True)) for c in chunks for end in (c.first, c.last)]
+    assert ends == sorted(ends)
+
+
+def test_a_number_of_defects_that_the_separations_leave_empty_has_an_empty_chunk() -> None:
+    space, symmetry = space_of("MoS2", "2x2", "v_S", 3, min_defects=3, limits=Limits(min_separation=6.0))
+    (chunk,) = plan_chunks(space, symmetry)
+    assert list(enumerate_chunk(space, symmetry, chunk)) == []
+
+
 @pytest.mark.parametrize("block_rows", [1, 7, 1000])
 def test_a_chunk_resumes_behind_any_row(block_rows: int) -> None:
     space, symmetry = space_of("MoS2", "4x4", "v_S,W_Mo", 3)
     whole = rows(list(enumerate_space(space, symmetry)))
     resumed = []
-    for chunk in plan_chunks(space, symmetry):
+    chunks = plan_chunks(space, symmetry, rows=30)
+    assert len(chunks) > 6
+    for chunk in chunks:
         after = None
         while block := next(enumerate_chunk(space, symmetry, chunk, after=after, block_rows=block_rows), None):
             assert len(block) <= block_rows
             resumed.extend(rows([block]))
-            after = Configuration(tuple(block.sites[-1].tolist()), tuple(block.defect_types[-1].tolist()))
+            after = block.configuration(-1)
     assert resumed == whole
+
+
+def test_probes_estimate_the_rows_below_each_prefix() -> None:
+    space, symmetry = space_of("MoS2", "4x4", "v_S,Se_S,W_Mo", 4, min_defects=4)
+    (block,) = enumerate_chunk(space, symmetry, Chunk(4, EMPTY, EMPTY), block_rows=10**6)
+    for n_prefix, tolerance in [(3, 0.0), (2, 0.1)]:  # one defect more is counted, two are estimated
+        points = np.stack([block.sites, block.defect_types], axis=2)[:, :n_prefix].reshape(len(block), -1)
+        prefixes, exact = np.unique(points, axis=0, return_counts=True)
+        estimates = estimate_rows(
+            prefixes[:, ::2], prefixes[:, 1::2], 4 - n_prefix, 3000, 1, *walk_arguments(space, symmetry)
+        )  # fmt: skip
+        assert np.all(np.abs(estimates - exact) <= 1e-9 + tolerance * exact)
+        assert estimates.sum() == pytest.approx(exact.sum(), rel=0.01)
 
 
 @pytest.mark.parametrize("composition", ["v_S:2,Se_S:1", "v_Mo:1", "W_Mo:3"])
