@@ -22,7 +22,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +29,7 @@ from numpy.typing import NDArray
 from screening.defects.defect_types import Configuration, DefectType, composition_label
 from screening.defects.host import Supercell
 from screening.defects.limits import Limits, allowed_pairs
-from screening.defects.orderly_walk import estimate_rows, fill, open_depth, smallest_image
+from screening.defects.orderly_walk import Rules, estimate_rows, fill, open_depth, smallest_image
 from screening.defects.separated_counts import count_separated_orbits
 from screening.defects.symmetry import Symmetry, count_orbits
 from screening.errors import CountMismatchError, InputError
@@ -267,9 +266,9 @@ def canonical_form(symmetry: Symmetry, configuration: Configuration) -> tuple[Co
     return canonical, symmetry.n_operations // int(n_same)
 
 
-def walk_arguments(space: SearchSpace, symmetry: Symmetry) -> tuple[NDArray[Any], ...]:
-    """What the compiled loops need to know of a space and its group, in their order."""
-    return (
+def walk_rules(space: SearchSpace, symmetry: Symmetry) -> Rules:
+    """What the compiled loops need to know of a space and its group."""
+    return Rules(
         _codes_by_site(space),
         np.array([t.code for t in space.defect_types], np.int64),
         np.array(space.min_counts, np.int64),
@@ -287,19 +286,18 @@ def _walk(
 ) -> Iterator[Block]:  # fmt: skip
     """Walk the range of a chunk; `n_after` more defects are to follow the chunk's when it is a part of a plan."""
     n_defects = chunk.n_defects
-    arguments = walk_arguments(space, symmetry)
-    site_codes = arguments[0]
+    rules = walk_rules(space, symmetry)
     last = np.array(chunk.last.sites, np.int64), np.array(chunk.last.defect_types, np.int64)
     path_sites = np.full(n_defects, -1, np.int64)
     path_columns = np.full(n_defects, -1, np.int64)
     start = after if after is not None else chunk.first
     for depth, (site, code) in enumerate(zip(start.sites, start.defect_types, strict=True)):
         path_sites[depth] = site
-        path_columns[depth] = int(np.flatnonzero(site_codes[site] == code)[0])
+        path_columns[depth] = int(np.flatnonzero(rules.site_codes[site] == code)[0])
     depth = n_defects - 1
     if after is None:
         depth = chunk.first.n_defects
-        open_depth(path_sites, path_columns, depth, site_codes.shape[1])
+        open_depth(path_sites, path_columns, depth, rules.site_codes.shape[1])
     while depth >= 0:
         block = Block(
             np.empty((block_rows, n_defects), np.int16),
@@ -308,7 +306,7 @@ def _walk(
         )
         n_rows, depth = fill(
             block.sites, block.defect_types, block.multiplicity, path_sites, path_columns, depth, *last,
-            n_after, *arguments,
+            n_after, rules,
         )  # fmt: skip
         if n_rows:
             yield Block(block.sites[:n_rows], block.defect_types[:n_rows], block.multiplicity[:n_rows])
@@ -340,7 +338,7 @@ def _even_starts(
     n_probes = max(1, PROBES // len(prefixes))
     estimates = estimate_rows(
         prefixes.sites, prefixes.defect_types, n_defects - prefixes.sites.shape[1], n_probes, 0,
-        *walk_arguments(space, symmetry),
+        walk_rules(space, symmetry),
     )  # fmt: skip
     middle = np.cumsum(estimates) - estimates / 2
     number = np.minimum(middle * (n_chunks / max(1.0, estimates.sum())), n_chunks - 1).astype(np.int64)

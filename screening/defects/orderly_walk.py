@@ -1,15 +1,48 @@
 """The compiled inner loops of orderly generation; the idea is explained in screening.defects.enumeration.
 
-A sequence is two int64 arrays: sites, ascending, and codes. Group and sites come as the arrays of
-screening.defects.symmetry.Symmetry.
+A sequence is two int64 arrays: sites, ascending, and codes; a point is one integer, so that points compare as such.
+
+Nearly all the time goes into asking whether a canonical sequence P and one more point s are canonical. For an operation
+that carries a point of P onto the smallest site, the image Q of P is not below P. Let P_j be the first point of P at
+which they differ, or s if Q = P; let t be the image of s. Then Q with t is below P with s if t < P_j, above it if
+t > P_j (Q_j or t stand at place j), and only t = P_j needs the whole comparison. So the points P_j are noted once for
+all points that may follow P, and each of these costs one look at a permutation per operation. The few operations that
+carry s itself onto the smallest site are mostly decided by the smallest site in the image of P.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numba
 import numpy as np
+from numpy.typing import NDArray
 
 from screening.defects.checksum import mixed
+
+_ITSELF = -1  # in place of P_j where an operation leaves the prefix as it is
+
+
+class Rules(NamedTuple):
+    """What the walk needs to know of a search space and its group.
+
+    Attributes:
+        site_codes: (n_sites, n_columns) int64, the codes allowed on each site, ascending, padded with -1.
+        codes: (n_types,) int64.
+        min_counts: (n_types,) int64.
+        max_counts: (n_types,) int64.
+        allowed_pairs: as screening.defects.limits.allowed_pairs gives it.
+        permutations: this and the next two as in screening.defects.symmetry.Symmetry.
+    """
+
+    site_codes: NDArray[np.int64]
+    codes: NDArray[np.int64]
+    min_counts: NDArray[np.int64]
+    max_counts: NDArray[np.int64]
+    allowed_pairs: NDArray[np.bool_]
+    permutations: NDArray[np.int16]
+    to_representative: NDArray[np.int16]
+    representatives: NDArray[np.int16]
 
 
 @numba.njit(cache=True)
@@ -21,9 +54,8 @@ def open_depth(path_sites, path_columns, depth, n_columns):  # type: ignore[no-u
 
 @numba.njit(cache=True)
 def fill(  # type: ignore[no-untyped-def]
-    out_sites, out_codes, out_multiplicity, path_sites, path_columns, depth, last_sites, last_codes,
-    n_after, site_codes, codes, min_counts, max_counts, allowed_pairs, permutations, to_representative, representatives,
-):  # fmt: skip
+    out_sites, out_codes, out_multiplicity, path_sites, path_columns, depth, last_sites, last_codes, n_after, rules
+):
     """Walk on until the block is full or all is done up to the last prefix; returns rows, and depth or -1 when done.
 
     The sequences are beginnings of configurations with `n_after` more defects: those that no such configuration
@@ -31,41 +63,37 @@ def fill(  # type: ignore[no-untyped-def]
     """
     n_defects = len(path_sites)
     path_codes = np.empty(n_defects, np.int64)
-    image_sites = np.empty(n_defects, np.int64)
-    image_codes = np.empty(n_defects, np.int64)
-    for d in range(depth):
-        path_codes[d] = site_codes[path_sites[d], path_columns[d]]
+    notes = _no_notes(n_defects, rules)
+    for d in range(depth + 1):
+        if d > 0:
+            path_codes[d - 1] = rules.site_codes[path_sites[d - 1], path_columns[d - 1]]
+        _note(path_sites, path_codes, d, n_defects + n_after - d - 1, rules, notes)
     n_rows = 0
     while depth >= 0 and n_rows < len(out_sites):
-        if not _next_point(path_sites, path_columns, depth, site_codes):
+        if not _next_point(path_sites, path_columns, depth, rules.site_codes):
             depth -= 1
             continue
-        path_codes[depth] = site_codes[path_sites[depth], path_columns[depth]]
+        path_codes[depth] = rules.site_codes[path_sites[depth], path_columns[depth]]
         if depth < len(last_sites) and _compare(path_sites, path_codes, last_sites, last_codes, depth + 1) > 0:
             return n_rows, -1
-        same = _stabilizer_of_allowed(
-            path_sites, path_codes, depth + 1, image_sites, image_codes, n_defects + n_after - depth - 1,
-            codes, min_counts, max_counts, allowed_pairs, permutations, to_representative, representatives,
-        )  # fmt: skip
+        same = _stabilizer(path_sites, path_codes, depth, rules, notes)
         if same == 0:
             continue
         if depth + 1 < n_defects:
             depth += 1
-            open_depth(path_sites, path_columns, depth, site_codes.shape[1])
+            open_depth(path_sites, path_columns, depth, rules.site_codes.shape[1])
+            _note(path_sites, path_codes, depth, n_defects + n_after - depth - 1, rules, notes)
         else:
             for d in range(n_defects):
                 out_sites[n_rows, d] = path_sites[d]
                 out_codes[n_rows, d] = path_codes[d]
-            out_multiplicity[n_rows] = len(permutations) // same
+            out_multiplicity[n_rows] = len(rules.permutations) // same
             n_rows += 1
     return n_rows, depth
 
 
 @numba.njit(cache=True)
-def estimate_rows(  # type: ignore[no-untyped-def]
-    prefix_sites, prefix_codes, n_after, n_probes, seed, site_codes, codes, min_counts, max_counts, allowed_pairs,
-    permutations, to_representative, representatives,
-):  # fmt: skip
+def estimate_rows(prefix_sites, prefix_codes, n_after, n_probes, seed, rules):  # type: ignore[no-untyped-def]
     """(n_prefixes,) float64: how many configurations with `n_after` more defects begin with each prefix, about.
 
     Knuth (Math. Comput. 29, 122 (1975)): a probe goes down the tree, each time to a child chosen at random; the
@@ -75,7 +103,7 @@ def estimate_rows(  # type: ignore[no-untyped-def]
     n_defects = n_prefix + n_after
     path_sites, path_columns = np.empty(n_defects, np.int64), np.empty(n_defects, np.int64)
     path_codes = np.empty(n_defects, np.int64)
-    image_sites, image_codes = np.empty(n_defects, np.int64), np.empty(n_defects, np.int64)
+    notes = _no_notes(n_defects, rules)
     estimates = np.zeros(n_prefixes, np.float64)
     state = np.uint64(seed)
     for i in range(n_prefixes):
@@ -83,14 +111,12 @@ def estimate_rows(  # type: ignore[no-untyped-def]
         for _ in range(n_probes):
             n_leaves = 1.0
             for depth in range(n_prefix, n_defects):
-                open_depth(path_sites, path_columns, depth, site_codes.shape[1])
+                open_depth(path_sites, path_columns, depth, rules.site_codes.shape[1])
+                _note(path_sites, path_codes, depth, n_defects - depth - 1, rules, notes)
                 n_children, chosen_site, chosen_code = 0, 0, 0
-                while _next_point(path_sites, path_columns, depth, site_codes):
-                    path_codes[depth] = site_codes[path_sites[depth], path_columns[depth]]
-                    if _stabilizer_of_allowed(
-                        path_sites, path_codes, depth + 1, image_sites, image_codes, n_defects - depth - 1,
-                        codes, min_counts, max_counts, allowed_pairs, permutations, to_representative, representatives,
-                    ):  # fmt: skip
+                while _next_point(path_sites, path_columns, depth, rules.site_codes):
+                    path_codes[depth] = rules.site_codes[path_sites[depth], path_columns[depth]]
+                    if _stabilizer(path_sites, path_codes, depth, rules, notes) > 0:
                         n_children += 1
                         state += np.uint64(0x9E3779B97F4A7C15)
                         if mixed(state) % np.uint64(n_children) == 0:  # each child is chosen equally often
@@ -144,33 +170,128 @@ def _next_point(path_sites, path_columns, depth, site_codes):  # type: ignore[no
 
 
 @numba.njit(cache=True)
-def _stabilizer_of_allowed(  # type: ignore[no-untyped-def]
-    path_sites, path_codes, length, image_sites, image_codes, n_left,
-    codes, min_counts, max_counts, allowed_pairs, permutations, to_representative, representatives,
-):  # fmt: skip
-    """Order of the stabilizer of a sequence; 0 if it is not canonical, or the limits forbid all that follows it."""
-    if not _counts_allow(path_codes, length, codes, min_counts, max_counts, n_left):
-        return 0
-    if not _pairs_allow(path_sites, length - 1, allowed_pairs):
-        return 0
-    return _count_same(
-        path_sites, path_codes, length, image_sites, image_codes, permutations, to_representative, representatives
+def _no_notes(n_defects, rules):  # type: ignore[no-untyped-def]
+    """Arrays for what `_note` writes down about the sequences of a path, by their length."""
+    n_operations = n_defects * rules.to_representative.shape[1]
+    return (
+        np.empty((n_defects, n_operations), np.int64),  # operations that carry one of its points onto the first site
+        np.empty((n_defects, n_operations), np.int64),  # the point P_j of each
+        np.empty(n_defects, np.int64),  # their number
+        np.empty((n_defects, len(rules.codes)), np.bool_),  # whether each code may follow
+        np.empty((2, n_defects), np.int64),  # room for an image
     )
 
 
 @numba.njit(cache=True)
-def _counts_allow(path_codes, length, codes, min_counts, max_counts, n_left):  # type: ignore[no-untyped-def]
-    """Whether no code occurs too often, and `n_left` more points can mend those that occur too seldom."""
-    n_missing = 0
-    for t in range(len(codes)):
-        count = 0
-        for d in range(length):
-            if path_codes[d] == codes[t]:
-                count += 1
-        if count > max_counts[t]:
-            return False
-        n_missing += max(0, min_counts[t] - count)
-    return n_missing <= n_left
+def _note(sites, codes, length, n_left, rules, notes):  # type: ignore[no-untyped-def]
+    """Note what all points that may follow a canonical sequence have in common; `n_left` more follow after them."""
+    operations, points, n_operations, code_allowed, image = notes
+    _note_codes(codes, length, n_left, rules, code_allowed[length])
+    n = 0
+    for i in range(length):
+        if rules.representatives[sites[i]] != sites[0] or codes[i] != codes[0]:
+            continue
+        for column in range(rules.to_representative.shape[1]):
+            operation = rules.to_representative[sites[i], column]
+            if operation < 0:
+                break
+            _image(sites, codes, length, rules.permutations[operation], image[0], image[1])
+            operations[length, n] = operation
+            points[length, n] = _ITSELF
+            for d in range(length):
+                if image[0, d] != sites[d] or image[1, d] != codes[d]:
+                    points[length, n] = _point(sites[d], codes[d])
+                    break
+            n += 1
+    n_operations[length] = n
+
+
+@numba.njit(cache=True)
+def _note_codes(path_codes, length, n_left, rules, code_allowed):  # type: ignore[no-untyped-def]
+    """Which codes may follow: none too often, and `n_left` more points can mend those that occur too seldom."""
+    for following in range(len(rules.codes)):
+        n_missing = 0
+        code_allowed[following] = True
+        for t in range(len(rules.codes)):
+            count = int(t == following)
+            for d in range(length):
+                if path_codes[d] == rules.codes[t]:
+                    count += 1
+            if count > rules.max_counts[t]:
+                code_allowed[following] = False
+            n_missing += max(0, rules.min_counts[t] - count)
+        if n_missing > n_left:
+            code_allowed[following] = False
+
+
+@numba.njit(cache=True)
+def _stabilizer(sites, codes, depth, rules, notes):  # type: ignore[no-untyped-def]
+    """Order of the stabilizer of a noted sequence and the point at `depth`; 0 if not canonical, or not allowed."""
+    operations, points, n_operations, code_allowed, image = notes
+    site, code = sites[depth], codes[depth]
+    first = sites[0]
+    if rules.representatives[site] < first or (rules.representatives[site] == first and code < codes[0]):
+        return 0
+    for t in range(len(rules.codes)):
+        if rules.codes[t] == code and not code_allowed[depth, t]:
+            return 0
+    if not _pairs_allow(sites, depth, rules.allowed_pairs):
+        return 0
+    same = 0
+    for k in range(n_operations[depth]):
+        operation = operations[depth, k]
+        moved = _point(rules.permutations[operation, site], code)
+        noted = points[depth, k]
+        if noted == _ITSELF:
+            noted = _point(site, code)
+            same += int(moved == noted)
+        elif moved == noted:
+            order = _order_of_image(sites, codes, depth + 1, rules.permutations[operation], image)
+            if order < 0:
+                return 0
+            same += int(order == 0)
+        if moved < noted:
+            return 0
+    if rules.representatives[site] != first or code != codes[0]:
+        return same
+    more = _same_onto_first(sites, codes, depth, rules, image)
+    return 0 if more < 0 else same + more
+
+
+@numba.njit(cache=True)
+def _same_onto_first(sites, codes, depth, rules, image):  # type: ignore[no-untyped-def]
+    """How many operations that carry the last point onto the first site give the same sequence; -1: one a smaller."""
+    same = 0
+    for column in range(rules.to_representative.shape[1]):
+        operation = rules.to_representative[sites[depth], column]
+        if operation < 0:
+            break
+        if depth > 0:
+            second = rules.permutations[operation, sites[0]]
+            for d in range(1, depth):
+                second = min(second, rules.permutations[operation, sites[d]])
+            if second > sites[1]:
+                continue
+            if second < sites[1]:
+                return -1
+        order = _order_of_image(sites, codes, depth + 1, rules.permutations[operation], image)
+        if order < 0:
+            return -1
+        same += int(order == 0)
+    return same
+
+
+@numba.njit(cache=True)
+def _point(site, code):  # type: ignore[no-untyped-def]
+    """A point as one integer; codes fit 15 bits."""
+    return np.int64(site) << 16 | np.int64(code)
+
+
+@numba.njit(cache=True)
+def _order_of_image(sites, codes, length, permutation, image):  # type: ignore[no-untyped-def]
+    """-1, 0 or 1 as the image of a sequence is smaller, equal or larger than itself."""
+    _image(sites, codes, length, permutation, image[0], image[1])
+    return _compare(image[0], image[1], sites, codes, length)
 
 
 @numba.njit(cache=True)
@@ -207,31 +328,3 @@ def _compare(a_sites, a_codes, b_sites, b_codes, length):  # type: ignore[no-unt
         if a_codes[i] != b_codes[i]:
             return -1 if a_codes[i] < b_codes[i] else 1
     return 0
-
-
-@numba.njit(cache=True)
-def _count_same(  # type: ignore[no-untyped-def]
-    sites, codes, length, image_sites, image_codes, permutations, to_representative, representatives
-):
-    """Order of the stabilizer of a canonical sequence; 0 for a sequence that is not canonical."""
-    first = sites[0]
-    for i in range(length):
-        if representatives[sites[i]] < first:
-            return 0
-    same = 0
-    for i in range(length):
-        if representatives[sites[i]] != first or codes[i] > codes[0]:
-            continue
-        if codes[i] < codes[0]:
-            return 0
-        for column in range(to_representative.shape[1]):
-            operation = to_representative[sites[i], column]
-            if operation < 0:
-                break
-            _image(sites, codes, length, permutations[operation], image_sites, image_codes)
-            order = _compare(image_sites, image_codes, sites, codes, length)
-            if order < 0:
-                return 0
-            if order == 0:
-                same += 1
-    return same

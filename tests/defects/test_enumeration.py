@@ -17,7 +17,7 @@ from screening.defects.enumeration import (
     enumerate_chunk,
     enumerate_space,
     plan_chunks,
-    walk_arguments,
+    walk_rules,
 )
 from screening.defects.host import Supercell
 from screening.defects.limits import Limits, parse_limits
@@ -221,7 +221,7 @@ def test_probes_estimate_the_rows_below_each_prefix() -> None:
         points = np.stack([block.sites, block.defect_types], axis=2)[:, :n_prefix].reshape(len(block), -1)
         prefixes, exact = np.unique(points, axis=0, return_counts=True)
         estimates = estimate_rows(
-            prefixes[:, ::2], prefixes[:, 1::2], 4 - n_prefix, 3000, 1, *walk_arguments(space, symmetry)
+            prefixes[:, ::2], prefixes[:, 1::2], 4 - n_prefix, 3000, 1, walk_rules(space, symmetry)
         )  # fmt: skip
         assert np.all(np.abs(estimates - exact) <= 1e-9 + tolerance * exact)
         assert estimates.sum() == pytest.approx(exact.sum(), rel=0.01)
