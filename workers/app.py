@@ -75,9 +75,9 @@ class Sweep(Scheduler):
         assert isinstance(self.app, WorkerApplication)
         try:
             with session_scope(self.app.engine) as session:
-                for kind, table in UNITS.items():
+                for table in set(UNITS.values()):
                     if n_released := release_dead(session, table, _runs):
-                        _logger.warning("%d units of %s were held by processes that died", n_released, kind)
+                        _logger.warning("%d %s were held by processes that died", n_released, table.__tablename__)
                 session.flush()
                 kinds = claimable_kinds(session)
             if kinds:
@@ -128,7 +128,7 @@ def _give_up_units() -> None:
     try:
         with session_scope(engine) as session:
             session.execute(text("SET LOCAL lock_timeout = '2s'"))
-            n_released = sum(release_stopped(session, table, {p.pid for p in busy}) for table in UNITS.values())
+            n_released = sum(release_stopped(session, table, {p.pid for p in busy}) for table in set(UNITS.values()))
         _logger.info("%d units were given up for the next worker", n_released)
     except (OperationalError, ServiceError) as error:
         _logger.warning("units of this worker wait until their leases run out: %s", error)

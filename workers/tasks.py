@@ -18,10 +18,11 @@ from sqlalchemy.exc import OperationalError
 from screening.database import leases
 from screening.database.session import session_scope
 from screening.errors import CalculationError, CountMismatchError, InputError, LeaseLostError, ServiceError
-from screening.pipeline.dispatch import UNITS, Kind, announce, task_name
+from screening.pipeline.campaigns import close_over
+from screening.pipeline.dispatch import CONDITIONS, UNITS, Kind, announce, task_name
 from screening.pipeline.models import train_unit
 from screening.pipeline.rounds import calculate_unit
-from screening.pipeline.searches import enumerate_unit, score_unit
+from screening.pipeline.scanning import scan_unit
 from workers.app import app
 
 _LONGEST_ERROR = 2000  # characters; some drivers quote whole statements
@@ -31,8 +32,9 @@ _logger = logging.getLogger(__name__)
 
 @app.task(name=task_name("enumerate"))
 def enumerate_next() -> None:
-    """Enumerate a chunk of a search space."""
-    _work("enumerate", enumerate_unit)
+    """Scan a chunk of a campaign without a model, or end campaigns that have none left."""
+    _work("enumerate", partial(scan_unit, device="cpu"))
+    _close_campaigns()
 
 
 @app.task(name=task_name("calculate"))
@@ -49,8 +51,9 @@ def train_next() -> None:
 
 @app.task(name=task_name("score"))
 def score_next() -> None:
-    """Score a chunk of a search space by a model."""
-    _work("score", partial(score_unit, device=app.settings.device))
+    """Scan a chunk of a campaign with its model."""
+    _work("score", partial(scan_unit, device=app.settings.device))
+    _close_campaigns()
 
 
 def _work(kind: Kind, do_unit: Callable[[Engine, int, str], None]) -> None:
@@ -58,7 +61,7 @@ def _work(kind: Kind, do_unit: Callable[[Engine, int, str], None]) -> None:
     owner = leases.new_owner()
     try:
         with session_scope(app.engine) as session:
-            unit_id = leases.claim_next(session, UNITS[kind], owner)
+            unit_id = leases.claim_next(session, UNITS[kind], owner, *CONDITIONS[kind])
     except (OperationalError, ServiceError) as error:
         _logger.warning("no %s was claimed, beat will announce it again: %s", kind, error)
         return
@@ -77,6 +80,15 @@ def _work(kind: Kind, do_unit: Callable[[Engine, int, str], None]) -> None:
         _end(kind, unit_id, leases.give_back, owner=owner, error=f"{type(error).__name__}: {error}")
     else:
         _logger.info("%s %d finished", kind, unit_id)
+
+
+def _close_campaigns() -> None:
+    try:
+        close_over(app.engine)
+    except CountMismatchError as error:
+        _logger.error("%s", error)
+    except (OperationalError, ServiceError) as error:
+        _logger.warning("campaigns that are over are ended later: %s", error)
 
 
 def _announce_rest(kind: Kind) -> None:

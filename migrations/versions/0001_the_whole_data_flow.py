@@ -358,57 +358,6 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_calculations_round_id"), "calculations", ["round_id"], unique=False)
     op.create_table(
-        "chunks",
-        sa.Column("id", sa.Integer(), sa.Identity(always=False), nullable=False),
-        sa.Column("search_space_id", sa.Integer(), nullable=False),
-        sa.Column("number", sa.Integer(), nullable=False),
-        sa.Column("n_defects", sa.SmallInteger(), nullable=False),
-        sa.Column("prefix_sites", sa.ARRAY(sa.SmallInteger()), nullable=False),
-        sa.Column("prefix_defect_types", sa.ARRAY(sa.SmallInteger()), nullable=False),
-        sa.Column("n_candidates", sa.BigInteger(), nullable=True),
-        sa.Column(
-            "peak_memory_mb", sa.Double(), nullable=True, comment="largest resident size of the worker so far, MB"
-        ),
-        sa.Column(
-            "state", sa.Text(), server_default="waiting", nullable=False, comment="waiting, running, finished or failed"
-        ),
-        sa.Column(
-            "attempts", sa.Integer(), server_default="0", nullable=False, comment="how often a worker has begun it"
-        ),
-        sa.Column("lease_owner", sa.Text(), nullable=True, comment="worker that holds it"),
-        sa.Column(
-            "lease_until",
-            sa.DateTime(timezone=True),
-            nullable=True,
-            comment="after this time another worker may take it",
-        ),
-        sa.Column("error", sa.Text(), nullable=True, comment="why it failed, or why the last attempt did"),
-        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
-        sa.CheckConstraint(
-            "(state = 'finished') = (n_candidates IS NOT NULL)", name=op.f("ck_chunks_finished_is_counted")
-        ),
-        sa.CheckConstraint(
-            "(state = 'running') = (lease_owner IS NOT NULL AND lease_until IS NOT NULL)", name=op.f("ck_chunks_lease")
-        ),
-        sa.CheckConstraint("state <> 'failed' OR error IS NOT NULL", name=op.f("ck_chunks_failed_has_error")),
-        sa.CheckConstraint("state IN ('waiting', 'running', 'finished', 'failed')", name=op.f("ck_chunks_state")),
-        sa.CheckConstraint("attempts >= 0", name=op.f("ck_chunks_attempts")),
-        sa.CheckConstraint(
-            "cardinality(prefix_sites) = cardinality(prefix_defect_types)", name=op.f("ck_chunks_prefix")
-        ),
-        sa.ForeignKeyConstraint(
-            ["search_space_id"], ["search_spaces.id"], name=op.f("fk_chunks_search_space_id"), ondelete="CASCADE"
-        ),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_chunks")),
-        sa.UniqueConstraint("search_space_id", "number", name=op.f("uq_chunks_search_space_id_number")),
-        comment="parts of search spaces: all configurations that begin with a prefix",
-    )
-    op.create_index(
-        "ix_chunks_open", "chunks", ["id"], unique=False, postgresql_where=sa.text("state IN ('waiting', 'running')")
-    )
-    op.create_table(
         "rankings",
         sa.Column("id", sa.Integer(), sa.Identity(always=False), nullable=False),
         sa.Column("model_id", sa.Integer(), nullable=False),
@@ -482,6 +431,92 @@ def upgrade() -> None:
     )
     op.create_index(
         op.f("ix_calculation_results_source_file_id"), "calculation_results", ["source_file_id"], unique=False
+    )
+    op.create_table(
+        "model_training_results",
+        sa.Column("model_id", sa.Integer(), nullable=False),
+        sa.Column("result_id", sa.Integer(), nullable=False),
+        sa.Column("role", sa.Text(), nullable=False),
+        sa.CheckConstraint("role IN ('train', 'validation')", name=op.f("ck_model_training_results_role")),
+        sa.ForeignKeyConstraint(
+            ["model_id"], ["trained_models.id"], name=op.f("fk_model_training_results_model_id"), ondelete="CASCADE"
+        ),
+        sa.ForeignKeyConstraint(
+            ["result_id"], ["calculation_results.id"], name=op.f("fk_model_training_results_result_id")
+        ),
+        sa.PrimaryKeyConstraint("model_id", "result_id", name=op.f("pk_model_training_results")),
+        comment="which results a model learnt from, and which it was chosen on",
+    )
+    op.create_index(op.f("ix_model_training_results_result_id"), "model_training_results", ["result_id"], unique=False)
+    create_candidates()
+    op.create_table(
+        "ranking_rows",
+        sa.Column("ranking_id", sa.Integer(), nullable=False),
+        sa.Column("rank", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("candidate_id", sa.BigInteger(), nullable=False),
+        sa.Column("probability", sa.Double(), nullable=False, comment="that all constraints of the query hold"),
+        sa.CheckConstraint("probability BETWEEN 0 AND 1", name=op.f("ck_ranking_rows_probability")),
+        sa.ForeignKeyConstraint(["candidate_id"], ["candidates.id"], name=op.f("fk_ranking_rows_candidate_id")),
+        sa.ForeignKeyConstraint(
+            ["ranking_id"], ["rankings.id"], name=op.f("fk_ranking_rows_ranking_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("ranking_id", "rank", name=op.f("pk_ranking_rows")),
+        comment="candidates of a ranking in their order",
+    )
+
+
+def create_candidates() -> None:
+    """Chunks, candidates and predictions; a function because 0003 replaces them and its downgrade brings them back."""
+    op.create_table(
+        "chunks",
+        sa.Column("id", sa.Integer(), sa.Identity(always=False), nullable=False),
+        sa.Column("search_space_id", sa.Integer(), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("n_defects", sa.SmallInteger(), nullable=False),
+        sa.Column("prefix_sites", sa.ARRAY(sa.SmallInteger()), nullable=False),
+        sa.Column("prefix_defect_types", sa.ARRAY(sa.SmallInteger()), nullable=False),
+        sa.Column("n_candidates", sa.BigInteger(), nullable=True),
+        sa.Column(
+            "peak_memory_mb", sa.Double(), nullable=True, comment="largest resident size of the worker so far, MB"
+        ),
+        sa.Column(
+            "state", sa.Text(), server_default="waiting", nullable=False, comment="waiting, running, finished or failed"
+        ),
+        sa.Column(
+            "attempts", sa.Integer(), server_default="0", nullable=False, comment="how often a worker has begun it"
+        ),
+        sa.Column("lease_owner", sa.Text(), nullable=True, comment="worker that holds it"),
+        sa.Column(
+            "lease_until",
+            sa.DateTime(timezone=True),
+            nullable=True,
+            comment="after this time another worker may take it",
+        ),
+        sa.Column("error", sa.Text(), nullable=True, comment="why it failed, or why the last attempt did"),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
+        sa.CheckConstraint(
+            "(state = 'finished') = (n_candidates IS NOT NULL)", name=op.f("ck_chunks_finished_is_counted")
+        ),
+        sa.CheckConstraint(
+            "(state = 'running') = (lease_owner IS NOT NULL AND lease_until IS NOT NULL)", name=op.f("ck_chunks_lease")
+        ),
+        sa.CheckConstraint("state <> 'failed' OR error IS NOT NULL", name=op.f("ck_chunks_failed_has_error")),
+        sa.CheckConstraint("state IN ('waiting', 'running', 'finished', 'failed')", name=op.f("ck_chunks_state")),
+        sa.CheckConstraint("attempts >= 0", name=op.f("ck_chunks_attempts")),
+        sa.CheckConstraint(
+            "cardinality(prefix_sites) = cardinality(prefix_defect_types)", name=op.f("ck_chunks_prefix")
+        ),
+        sa.ForeignKeyConstraint(
+            ["search_space_id"], ["search_spaces.id"], name=op.f("fk_chunks_search_space_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_chunks")),
+        sa.UniqueConstraint("search_space_id", "number", name=op.f("uq_chunks_search_space_id_number")),
+        comment="parts of search spaces: all configurations that begin with a prefix",
+    )
+    op.create_index(
+        "ix_chunks_open", "chunks", ["id"], unique=False, postgresql_where=sa.text("state IN ('waiting', 'running')")
     )
     op.create_table(
         "candidates",
@@ -567,22 +602,6 @@ def upgrade() -> None:
         unique=False,
         postgresql_where=sa.text("state IN ('waiting', 'running')"),
     )
-    op.create_table(
-        "model_training_results",
-        sa.Column("model_id", sa.Integer(), nullable=False),
-        sa.Column("result_id", sa.Integer(), nullable=False),
-        sa.Column("role", sa.Text(), nullable=False),
-        sa.CheckConstraint("role IN ('train', 'validation')", name=op.f("ck_model_training_results_role")),
-        sa.ForeignKeyConstraint(
-            ["model_id"], ["trained_models.id"], name=op.f("fk_model_training_results_model_id"), ondelete="CASCADE"
-        ),
-        sa.ForeignKeyConstraint(
-            ["result_id"], ["calculation_results.id"], name=op.f("fk_model_training_results_result_id")
-        ),
-        sa.PrimaryKeyConstraint("model_id", "result_id", name=op.f("pk_model_training_results")),
-        comment="which results a model learnt from, and which it was chosen on",
-    )
-    op.create_index(op.f("ix_model_training_results_result_id"), "model_training_results", ["result_id"], unique=False)
     op.create_table(
         "predictions",
         sa.Column("candidate_id", sa.BigInteger(), nullable=False),
@@ -681,43 +700,22 @@ def upgrade() -> None:
     op.create_index(
         "ix_predictions_model_id_homo_lumo_gap_min", "predictions", ["model_id", "homo_lumo_gap_min_mean"], unique=False
     )
-    op.create_table(
-        "ranking_rows",
-        sa.Column("ranking_id", sa.Integer(), nullable=False),
-        sa.Column("rank", sa.Integer(), autoincrement=False, nullable=False),
-        sa.Column("candidate_id", sa.BigInteger(), nullable=False),
-        sa.Column("probability", sa.Double(), nullable=False, comment="that all constraints of the query hold"),
-        sa.CheckConstraint("probability BETWEEN 0 AND 1", name=op.f("ck_ranking_rows_probability")),
-        sa.ForeignKeyConstraint(["candidate_id"], ["candidates.id"], name=op.f("fk_ranking_rows_candidate_id")),
-        sa.ForeignKeyConstraint(
-            ["ranking_id"], ["rankings.id"], name=op.f("fk_ranking_rows_ranking_id"), ondelete="CASCADE"
-        ),
-        sa.PrimaryKeyConstraint("ranking_id", "rank", name=op.f("pk_ranking_rows")),
-        comment="candidates of a ranking in their order",
-    )
+
+
+def drop_candidates() -> None:
+    """What create_candidates has made."""
+    for name in ("predictions", "scoring_chunks", "candidates", "chunks"):
+        op.drop_table(name)
 
 
 def downgrade() -> None:
     op.drop_table("ranking_rows")
-    op.drop_index("ix_predictions_model_id_homo_lumo_gap_min", table_name="predictions")
-    op.drop_index("ix_predictions_model_id_energy", table_name="predictions")
-    op.drop_table("predictions")
+    drop_candidates()
     op.drop_index(op.f("ix_model_training_results_result_id"), table_name="model_training_results")
     op.drop_table("model_training_results")
-    op.drop_index(
-        "ix_scoring_chunks_open",
-        table_name="scoring_chunks",
-        postgresql_where=sa.text("state IN ('waiting', 'running')"),
-    )
-    op.drop_table("scoring_chunks")
-    op.drop_index("ix_candidates_search_space_id_composition_id", table_name="candidates")
-    op.drop_index("ix_candidates_chunk_id", table_name="candidates")
-    op.drop_table("candidates")
     op.drop_index(op.f("ix_calculation_results_source_file_id"), table_name="calculation_results")
     op.drop_table("calculation_results")
     op.drop_table("rankings")
-    op.drop_index("ix_chunks_open", table_name="chunks", postgresql_where=sa.text("state IN ('waiting', 'running')"))
-    op.drop_table("chunks")
     op.drop_index(op.f("ix_calculations_round_id"), table_name="calculations")
     op.drop_index(
         "ix_calculations_open", table_name="calculations", postgresql_where=sa.text("state IN ('waiting', 'running')")

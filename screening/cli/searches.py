@@ -109,7 +109,7 @@ def enumerate_(
     elif sample is not None:
         _print_sample(found["configurations"])
     elif found["candidates"] < found["expected"]:
-        print(f"queued: {found['expected']} candidates in search space {found['search_space']}")
+        print(f"queued: {found['expected']} candidates as campaign {found['campaign']}")
     else:
         print(
             f"{found['candidates']} candidates, as many as Burnside's lemma counts, in {found['seconds']:.2f} s "
@@ -206,19 +206,24 @@ def enumerate_stored(project: Project, space: SearchSpace, *, wait: bool = True)
     Raises:
         ScreeningError: a chunk failed.
     """
-    from screening.pipeline import searches
-    from screening.pipeline.hosts import add_supercell
+    from screening.database import campaigns
 
-    with project.transaction() as session:
-        identifier = searches.add_search_space(session, add_supercell(session, space.supercell), space)
-        searches.retry_failed(session, identifier)
-    project.announce("enumerate")
+    campaign_id = _start(project, space)
     if wait:
-        tick = wait_for(lambda: _look(project, identifier), label="enumerate")
-        _raise_failed(project, identifier)
-        assert tick.done == tick.total
+        wait_for_campaign(project, campaign_id, label="enumerate")
     with project.transaction() as session:
-        return {"search_space": identifier, **searches.enumeration_figures(session, identifier)}
+        (done,) = campaigns.progress_of(session, campaign_id)
+        seconds = (done.finished_at - done.started_at).total_seconds() if done.finished_at and done.started_at else 0.0
+        peaks = [worker.peak_memory_mb or 0.0 for worker in campaigns.workers_of(session, campaign_id)]
+    return {
+        "campaign": done.campaign,
+        "search_space": done.search_space_id,
+        "candidates": done.candidates_done,
+        "expected": done.candidates,
+        "seconds": round(seconds, 3),
+        "per_second": round(done.candidates_done / seconds, 1) if seconds else 0.0,
+        "peak_memory_mb": round(max(peaks, default=0.0), 1),
+    }
 
 
 def score_stored(project: Project, space: SearchSpace, model_name: str | None, *, wait: bool = True) -> dict[str, Any]:
@@ -228,61 +233,77 @@ def score_stored(project: Project, space: SearchSpace, model_name: str | None, *
         InputError: the model has never seen a defect type of the search space.
         ScreeningError: a chunk failed.
     """
+    from screening.database import campaigns
     from screening.database.listings import newest_model
     from screening.database.queries import model_by_name
-    from screening.pipeline import searches
     from screening.pipeline.hosts import add_supercell
 
     started = time.monotonic()
     with project.transaction() as session:
         stored = add_supercell(session, space.supercell)
-        model = model_by_name(session, model_name or newest_model(session, stored.id))
-        model_id, name = model.id, model.name
-        identifier = searches.add_search_space(session, stored, space)
-        searches.check_trained_types(session, model, identifier)
-        searches.add_scoring(session, model_id, identifier)
-        searches.retry_failed(session, identifier, model_id=model_id)
-    project.announce("score")
+        model_id = model_by_name(session, model_name or newest_model(session, stored.id)).id
+    campaign_id = _start(project, space, model_id)
     if wait:
-        wait_for(lambda: _look(project, identifier, model_id), label="score")
-        _raise_failed(project, identifier, model_id)
+        wait_for_campaign(project, campaign_id, label="score")
     with project.transaction() as session:
-        done = searches.progress(session, identifier, model_id=model_id)
-        expected = searches.enumeration_figures(session, identifier)["expected"]
+        (done,) = campaigns.progress_of(session, campaign_id)
     return {
-        "model": name,
-        "search_space": identifier,
-        "predictions": done.stored_rows,
-        "expected": expected,
+        "model": done.model,
+        "campaign": done.campaign,
+        "search_space": done.search_space_id,
+        "predictions": done.candidates_done,
+        "expected": done.candidates,
         "seconds": round(time.monotonic() - started, 3),
     }
 
 
-def _look(project: Project, search_space_id: int, model_id: int | None = None) -> Tick:
-    from screening.pipeline import searches
+def wait_for_campaign(project: Project, campaign_id: int, *, label: str) -> None:
+    """Wait until a campaign is finished, and show how far it is.
 
+    Raises:
+        ScreeningError: it is incomplete, or somebody has stopped it.
+    """
+    from screening.database import campaigns
+
+    def look() -> Tick:
+        with project.transaction() as session:
+            (found,) = campaigns.progress_of(session, campaign_id)
+        what = "" if found.per_second is None else f"{found.per_second:,.0f}/s"
+        return Tick(
+            found.candidates_done, found.candidates, what, started=found.chunks_running > 0, over=found.is_over
+        )  # fmt: skip
+
+    wait_for(look, label=label)
     with project.transaction() as session:
-        found = searches.progress(session, search_space_id, model_id=model_id)
-    rows = f"{found.stored_rows:,} rows"
-    return Tick(found.done, found.total, rows, started=found.running > 0, over=found.is_over)
-
-
-def _raise_failed(project: Project, search_space_id: int, model_id: int | None = None) -> None:
-    from screening.pipeline import searches
-
-    with project.transaction() as session:
-        found = searches.progress(session, search_space_id, model_id=model_id)
-    if found.failed:
+        (found,) = campaigns.progress_of(session, campaign_id)
+    if found.state != "finished":
         raise ScreeningError(
-            f"{found.failed} of {found.total} chunks failed, the first with: {found.first_error}; what is done stays, "
-            "and the same command tries the failed ones again"
+            f"campaign {found.campaign} is {found.state}: {found.error or 'somebody has stopped it'}; what is done "
+            f"stays, and the same command, or `screening campaign resume {found.campaign}`, does the rest"
         )
+
+
+def _start(project: Project, space: SearchSpace, model_id: int | None = None) -> int:
+    """Plan a campaign that keeps everything, start or resume it, and tell the workers; its id."""
+    from screening.pipeline import campaigns, searches
+    from screening.pipeline.hosts import add_supercell
+
+    with project.transaction() as session:
+        space_id = searches.add_search_space(session, add_supercell(session, space.supercell), space)
+        campaign = campaigns.plan(session, space_id, campaigns.CampaignRequest(model_id))
+        if campaign.state == "planned":
+            campaigns.start(session, campaign)
+        elif campaign.state != "finished":
+            campaigns.resume(session, campaign)
+        campaign_id = campaign.id
+    project.announce("enumerate" if model_id is None else "score")
+    return campaign_id
 
 
 def _enumerate_here(space: SearchSpace) -> dict[str, Any]:
     """Enumerate in this process and keep nothing."""
     from screening.defects.enumeration import check_count, enumerate_chunk, plan_chunks
-    from screening.pipeline.searches import peak_memory_mb
+    from screening.pipeline.scanning import peak_memory_mb
 
     symmetry = find_symmetry_of(space)
     expected = sum(space.counts(symmetry).values())
@@ -314,7 +335,7 @@ def _sample_here(space: SearchSpace, n: int, seed: int) -> dict[str, Any]:
 
     from screening.defects.defect_types import DefectType
     from screening.defects.sampling import Sampler
-    from screening.pipeline.searches import peak_memory_mb
+    from screening.pipeline.scanning import peak_memory_mb
 
     symmetry = find_symmetry_of(space)
     started = time.perf_counter()
@@ -354,7 +375,7 @@ def _print_sample(configurations: Sequence[Mapping[str, Any]]) -> None:
 
 def _compile(space: SearchSpace, symmetry: Any) -> None:
     """Let numba compile the walk, or load it from its cache, before the clock starts."""
-    from screening.defects.defect_types import Configuration
-    from screening.defects.enumeration import Chunk, enumerate_chunk
+    from screening.defects.enumeration import enumerate_chunk, plan_chunks
 
-    next(iter(enumerate_chunk(space, symmetry, Chunk(space.sizes[0], Configuration((), ())), block_rows=1)), None)
+    first = plan_chunks(space, symmetry)[0]
+    next(iter(enumerate_chunk(space, symmetry, first, block_rows=1)), None)

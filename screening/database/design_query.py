@@ -1,9 +1,8 @@
 """A design query: which candidates have the properties I want.
 
-A typed specification compiles to one parameterised SELECT over the predictions of one model on one search
-space. Predictions are normal distributions; the probability that a window holds is the normal distribution's
-integral over it, and the windows of a query are taken as independent, so the probability that all hold is
-their product.
+A typed specification compiles to one parameterised SELECT over the candidates of one campaign. Predictions are
+normal distributions; the probability that a window holds is the normal distribution's integral over it, and the
+windows of a query are taken as independent, so the probability that all hold is their product.
 """
 
 from __future__ import annotations
@@ -16,17 +15,18 @@ from sqlalchemy.dialects import postgresql
 
 from screening.database.tables import (
     PROPERTY_COMMENTS,
+    Arrangement,
     Calculation,
+    Campaign,
     Candidate,
     Composition,
     Configuration,
-    Prediction,
     SearchSpace,
     TrainedModel,
 )
 from screening.errors import InputError
 
-_SMALLEST_STD = 1e-6  # eV; a prediction without spread still has a distribution
+SMALLEST_STD = 1e-6  # eV; a prediction without spread still has a distribution
 
 
 class Window(BaseModel):
@@ -48,6 +48,12 @@ class Window(BaseModel):
                 f"the window on {self.property} goes from {self.low:g} to {self.high:g}; low must be below high"
             )
         return self
+
+    def is_inside(self, other: Window) -> bool:
+        """Whether another window of the same property holds wherever this one does."""
+        lower = other.low is None or (self.low is not None and self.low >= other.low)
+        higher = other.high is None or (self.high is not None and self.high <= other.high)
+        return self.property == other.property and lower and higher
 
     @classmethod
     def parse(cls, property_name: str, text: str) -> Window:
@@ -86,6 +92,24 @@ class DesignQuery(BaseModel):
             check_property(self.sort)
         return self
 
+    @property
+    def properties(self) -> set[str]:
+        """What a model must predict to answer it."""
+        return {window.property for window in self.windows} | ({self.sort} - {"probability"})
+
+    def ranks_as(self, other: DesignQuery) -> bool:
+        """Whether its rows are the first ones of another query."""
+        ends = {"host": self.host, "supercell": self.supercell, "limit": self.limit}
+        return self.limit <= other.limit and self == other.model_copy(update=ends)
+
+    def is_narrower_than(self, other: DesignQuery) -> bool:
+        """Whether every candidate that satisfies it satisfies another query, whatever they sort by."""
+        fewer_defects = other.max_defects is None or (
+            self.max_defects is not None and self.max_defects <= other.max_defects
+        )
+        windows_hold = all(any(mine.is_inside(window) for mine in self.windows) for window in other.windows)
+        return fewer_defects and windows_hold and self.confidence >= other.confidence
+
 
 def check_property(name: str) -> None:
     """Make sure that a property is one that predictions have.
@@ -97,24 +121,24 @@ def check_property(name: str) -> None:
         raise InputError(f"no property is called {name!r}; the properties are {', '.join(PROPERTY_COMMENTS)}")
 
 
-def compile_query(query: DesignQuery, *, model_id: int, search_space_id: int) -> Select[Any]:
+def compile_query(query: DesignQuery, *, campaign_id: int) -> Select[Any]:
     """The SELECT of a design query: one row per candidate, best first, ties by candidate."""
     probability = func.round(cast(_probability(query.windows), postgresql.NUMERIC), 6)
-    columns = [getattr(Prediction, f"{name}_{part}") for name in PROPERTY_COMMENTS for part in ("mean", "std")]
+    columns = [getattr(Candidate, f"{name}_{part}") for name in PROPERTY_COMMENTS for part in ("mean", "std")]
     statement = (
         select(
             Candidate.id.label("candidate"),
             Composition.label.label("configuration"),
             Candidate.sites,
-            Candidate.defect_types,
+            Arrangement.defect_types,
             Candidate.multiplicity,
             cast(probability, Float).label("probability"),
             _is_calculated().label("calculated"),
             *columns,
         )
-        .join(Prediction, Prediction.candidate_id == Candidate.id)
-        .join(Composition, Composition.id == Candidate.composition_id)
-        .where(Candidate.search_space_id == search_space_id, Prediction.model_id == model_id)
+        .join(Arrangement, Arrangement.id == Candidate.arrangement_id)
+        .join(Composition, Composition.id == Arrangement.composition_id)
+        .where(Candidate.campaign_id == campaign_id)
     )
     if query.max_defects is not None:
         statement = statement.where(Composition.n_defects <= query.max_defects)
@@ -123,6 +147,14 @@ def compile_query(query: DesignQuery, *, model_id: int, search_space_id: int) ->
     if query.windows:
         statement = statement.where(_probability(query.windows) >= query.confidence)
     return statement.order_by(_order(query, probability), Candidate.id).limit(query.limit)
+
+
+def sort_key(query: DesignQuery) -> ColumnElement[float]:
+    """What a design query ranks candidates by, the smaller the better."""
+    if query.sort == "probability":
+        return -cast(func.round(cast(_probability(query.windows), postgresql.NUMERIC), 6), Float)
+    key: ColumnElement[float] = cast(getattr(Candidate, f"{query.sort}_mean"), Float)
+    return key if query.direction == "lowest" else -key
 
 
 def to_sql(statement: Select[Any]) -> str:
@@ -134,7 +166,7 @@ def to_sql(statement: Select[Any]) -> str:
 def _order(query: DesignQuery, probability: ColumnElement[Any]) -> ColumnElement[Any]:
     if query.sort == "probability":
         return probability.desc()
-    column: ColumnElement[Any] = getattr(Prediction, f"{query.sort}_mean").expression
+    column: ColumnElement[Any] = getattr(Candidate, f"{query.sort}_mean").expression
     return (column.asc() if query.direction == "lowest" else column.desc()).nulls_last()
 
 
@@ -144,7 +176,7 @@ def _could_hold(window: Window, confidence: float) -> ColumnElement[bool]:
     A normal distribution whose mean is outside has less than a half inside, and no factor of a product of
     probabilities is smaller than the product; so this holds for every window of a query.
     """
-    mean: ColumnElement[Any] = getattr(Prediction, f"{window.property}_mean").expression
+    mean: ColumnElement[Any] = getattr(Candidate, f"{window.property}_mean").expression
     if confidence < 0.5:
         return mean.is_not(None)
     ends = []
@@ -159,8 +191,8 @@ def _probability(windows: tuple[Window, ...]) -> ColumnElement[float]:
     """Product over the windows of the normal distribution's integral (erf: PostgreSQL 16)."""
     product: ColumnElement[float] = literal(1.0)
     for window in windows:
-        mean = cast(getattr(Prediction, f"{window.property}_mean"), Float)
-        std = func.greatest(cast(getattr(Prediction, f"{window.property}_std"), Float), _SMALLEST_STD)
+        mean = cast(getattr(Candidate, f"{window.property}_mean"), Float)
+        std = func.greatest(cast(getattr(Candidate, f"{window.property}_std"), Float), SMALLEST_STD)
         below_high = literal(1.0) if window.high is None else _normal_cdf((window.high - mean) / std)
         below_low = literal(0.0) if window.low is None else _normal_cdf((window.low - mean) / std)
         product = product * (below_high - below_low)
@@ -177,12 +209,13 @@ def _is_calculated() -> ColumnElement[bool]:
         select(1)
         .select_from(Calculation)
         .join(Configuration, Configuration.id == Calculation.configuration_id)
-        .join(SearchSpace, SearchSpace.id == Candidate.search_space_id)
-        .join(TrainedModel, TrainedModel.id == Prediction.model_id)
+        .join(Campaign, Campaign.id == Candidate.campaign_id)
+        .join(SearchSpace, SearchSpace.id == Campaign.search_space_id)
+        .join(TrainedModel, TrainedModel.id == Campaign.model_id)
         .where(
             Configuration.supercell_id == SearchSpace.supercell_id,
             Configuration.sites == Candidate.sites,
-            Configuration.defect_types == Candidate.defect_types,
+            Configuration.defect_types == Arrangement.defect_types,
             Calculation.level_id == TrainedModel.level_id,
             Calculation.state == "finished",
         )

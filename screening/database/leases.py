@@ -25,13 +25,13 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from screening.database.session import session_scope
-from screening.database.tables import Calculation, Chunk, ScoringChunk, TrainedModel
+from screening.database.tables import Calculation, Chunk, TrainedModel
 from screening.errors import LeaseLostError, ServiceError
 
 LEASE_S = 30.0
 MAX_ATTEMPTS = 3
 
-Unit = type[Chunk] | type[TrainedModel] | type[ScoringChunk] | type[Calculation]
+Unit = type[Chunk] | type[TrainedModel] | type[Calculation]
 
 
 def new_owner() -> str:
@@ -39,13 +39,20 @@ def new_owner() -> str:
     return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
 
-def claim_next(session: Session, table: Unit, owner: str) -> int | None:
-    """Claim the oldest open unit of a table; its id, or None when there is none.
+def worker_of(owner: str) -> str:
+    """Host and process of the holder of a lease: what stays the same from one unit to the next."""
+    return owner.rpartition(":")[0]
+
+
+def claim_next(session: Session, table: Unit, owner: str, *conditions: ColumnElement[bool]) -> int | None:
+    """Claim the oldest open unit of a table that fulfils the conditions; its id, or None when there is none.
 
     Units whose lease ran out for the last allowed time are set aside as failed on the way.
     """
     hopeless = (
-        select(table.id).where(_is_expired(table), table.attempts >= MAX_ATTEMPTS).with_for_update(skip_locked=True)
+        select(table.id)
+        .where(_is_expired(table), table.attempts >= MAX_ATTEMPTS, *conditions)
+        .with_for_update(skip_locked=True)
     )
     session.execute(
         update(table)
@@ -57,7 +64,7 @@ def claim_next(session: Session, table: Unit, owner: str) -> int | None:
     )  # fmt: skip
     oldest = (
         select(table.id)
-        .where(_is_claimable(table), table.attempts < MAX_ATTEMPTS)
+        .where(_is_claimable(table), table.attempts < MAX_ATTEMPTS, *conditions)
         .order_by(table.id)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -68,15 +75,15 @@ def claim_next(session: Session, table: Unit, owner: str) -> int | None:
         .where(table.id == oldest)
         .values(
             state="running", lease_owner=owner, lease_until=_lease_end(), attempts=table.attempts + 1,
-            started_at=func.coalesce(table.started_at, func.now()),
+            started_at=func.now(), **_first_beat(table),
         )
         .returning(table.id)
     )  # fmt: skip
 
 
-def has_claimable(session: Session, table: Unit) -> bool:
-    """Whether a unit waits, or its lease has run out."""
-    return bool(session.scalar(select(exists().where(_is_claimable(table)))))
+def has_claimable(session: Session, table: Unit, *conditions: ColumnElement[bool]) -> bool:
+    """Whether a unit that fulfils the conditions waits, or its lease has run out."""
+    return bool(session.scalar(select(exists().where(_is_claimable(table), *conditions))))
 
 
 def release_dead(session: Session, table: Unit, is_alive: Callable[[int], bool]) -> int:
@@ -122,8 +129,14 @@ def reopen_failed(session: Session, table: Unit, *conditions: ColumnElement[bool
 
 
 @contextmanager
-def lease_kept(engine: Engine, table: Unit, unit_id: int, owner: str) -> Iterator[threading.Event]:
-    """Keep a lease alive from a thread while the block runs; the event is set once the lease is lost."""
+def lease_kept(
+    engine: Engine, table: Unit, unit_id: int, owner: str, *, tell: Callable[[], dict[str, Any]] = dict
+) -> Iterator[threading.Event]:
+    """Keep a lease alive from a thread while the block runs; the event is set once the lease is lost.
+
+    Args:
+        tell: columns of the unit to write with every beat: how far it is.
+    """
     stop, lost = threading.Event(), threading.Event()
 
     def beat() -> None:
@@ -131,7 +144,7 @@ def lease_kept(engine: Engine, table: Unit, unit_id: int, owner: str) -> Iterato
             try:
                 with session_scope(engine) as session:
                     session.execute(select(func.set_config("lock_timeout", f"{1000 * LEASE_S / 3:.0f}ms", True)))
-                    extended = _held(session, table, unit_id, owner, lease_until=_lease_end())
+                    extended = _held(session, table, unit_id, owner, lease_until=_lease_end(), **tell())
             except (OperationalError, ServiceError):
                 continue  # the server restarts, or the block's own transaction holds the row: the lease may outlive it
             if not extended:
@@ -209,6 +222,11 @@ def _is_expired(table: Unit) -> ColumnElement[bool]:
 
 def _is_claimable(table: Unit) -> ColumnElement[bool]:
     return or_(table.state == "waiting", _is_expired(table))
+
+
+def _first_beat(table: Unit) -> dict[str, Any]:
+    """What a new attempt at a unit begins with, beside its lease."""
+    return {"heartbeat": func.now(), "rows_done": 0} if table is Chunk else {}
 
 
 def _lease_end() -> Any:

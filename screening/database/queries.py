@@ -15,18 +15,17 @@ from sqlalchemy.orm import Session
 
 from screening.database.design_query import DesignQuery
 from screening.database.tables import (
+    Arrangement,
     Calculation,
     CalculationResult,
-    Candidate,
+    Campaign,
     ChemicalPotential,
-    Chunk,
     Composition,
     Configuration,
     DefectType,
     Host,
     LevelOfTheory,
     ModelTrainingResult,
-    ScoringChunk,
     SearchSpace,
     SourceFile,
     Supercell,
@@ -86,6 +85,23 @@ def composition_ids(session: Session, rows: Mapping[str, Mapping[str, Any]]) -> 
         )
     found = session.execute(select(Composition.label, Composition.id).where(Composition.label.in_(rows)))
     return dict(found.all())
+
+
+def arrangement_ids(session: Session, rows: Mapping[tuple[int, ...], int]) -> dict[tuple[int, ...], int]:
+    """Ids of arrangements of defect types, added where they are not there; ids of their compositions by arrangement."""
+    ordered = sorted(rows.items())
+    for start in range(0, len(ordered), _ROWS_PER_INSERT):
+        session.execute(
+            insert(Arrangement).on_conflict_do_nothing(),
+            [{"defect_types": list(k), "composition_id": v} for k, v in ordered[start : start + _ROWS_PER_INSERT]],
+        )
+    wanted = func.jsonb_to_recordset(literal([{"defect_types": list(k)} for k in rows], JSONB)).table_valued(
+        column("defect_types", ARRAY(SmallInteger)), name="wanted"
+    ).render_derived(with_types=True)  # fmt: skip
+    found = session.execute(
+        select(Arrangement.defect_types, Arrangement.id).join(wanted, wanted.c.defect_types == Arrangement.defect_types)
+    )
+    return {tuple(types): identifier for types, identifier in found}
 
 
 def level_id_of(session: Session, name: str) -> int:
@@ -291,10 +307,10 @@ def supercell_id_of(session: Session, host_name: str, label: str | None) -> int:
     return known[label]
 
 
-def scored_search_space(
+def scored_campaign(
     session: Session, model_id: int, supercell_id: int, *, max_defects: int | None = None
-) -> int | None:
-    """The search space of a supercell that a model has scored completely, if there is one.
+) -> Campaign | None:
+    """The finished campaign that keeps every prediction of a model for a search space of a supercell, if there is one.
 
     One with every composition from a single defect on comes before a restricted one, then the largest.
 
@@ -312,23 +328,15 @@ def scored_search_space(
     )
     limits = SearchSpace.composition, SearchSpace.min_counts, SearchSpace.min_separation, SearchSpace.max_separation
     is_unlimited = func.num_nonnulls(*limits) == 0
-    open_chunk = (
-        select(Chunk.id)
-        .outerjoin(
-            ScoringChunk,
-            (ScoringChunk.chunk_id == Chunk.id)
-            & (ScoringChunk.model_id == model_id)
-            & (ScoringChunk.state == "finished"),
-        )
-        .where(Chunk.search_space_id == SearchSpace.id, ScoringChunk.id.is_(None))
-    )
     return session.scalar(
-        select(SearchSpace.id)
+        select(Campaign)
+        .join(SearchSpace, SearchSpace.id == Campaign.search_space_id)
         .where(
             SearchSpace.supercell_id == supercell_id,
+            Campaign.model_id == model_id,
+            Campaign.storage == "all",
+            Campaign.state == "finished",
             holds,
-            ~open_chunk.exists(),
-            select(Chunk.id).where(Chunk.search_space_id == SearchSpace.id).exists(),
         )
         .order_by(
             (is_unlimited & (SearchSpace.min_defects == 1)).desc(),
@@ -339,9 +347,20 @@ def scored_search_space(
     )
 
 
-def count_candidates(session: Session, search_space_id: int) -> int:
-    """Number of stored candidates of a search space."""
-    return session.scalar(select(func.count()).where(Candidate.search_space_id == search_space_id)) or 0
+def campaign_by_name(session: Session, name: str) -> Campaign:
+    """The campaign of this name.
+
+    Raises:
+        UnknownNameError: there is none.
+    """
+    found = session.scalar(select(Campaign).where(Campaign.name == name))
+    if found is None:
+        known = session.execute(select(Campaign.name, Campaign.state).order_by(Campaign.id))
+        listed = ", ".join(f"{row.name} ({row.state})" for row in known) or "none"
+        raise UnknownNameError(
+            f"no campaign is called {name!r}; there are: {listed}; plan one with `screening campaign plan`"
+        )
+    return found
 
 
 def best_value(session: Session, query: DesignQuery, *, supercell_id: int, level_id: int) -> float | None:

@@ -1,10 +1,14 @@
-"""Every table, in the order of the data flow: hosts, levels of theory, configurations, calculations,
-search spaces, candidates, models, predictions, rankings, rounds.
+"""Every table, in the order of the data flow: hosts, levels of theory, configurations, search spaces, models,
+campaigns, candidates with their predictions, rankings, rounds, calculations, results.
 
-Units: eV, angstrom, Bohr magneton. Rows are the truth: a unit of work (a chunk, a training, a scoring, a
-calculation) is a row with a state and a lease, and its results are committed together with its state.
+Units: eV, angstrom, Bohr magneton. Rows are the truth: a unit of work (a chunk, a training, a calculation) is a
+row with a state and a lease, and its results are committed together with its state.
 The code of a defect type, ``128 * Z_removed + Z_added``, is its primary key, so that arrays of defect types
 can be read without a look-up.
+
+A candidate and its predictions are one row of about 100 bytes, in a partition for each campaign: loaded without
+foreign keys and indexes, which campaign partitions get when they are complete (migration 0003 has the functions that
+make, index and check them, and the views `campaign_progress`, `campaign_workers` and `campaign_histograms`).
 """
 
 from __future__ import annotations
@@ -166,6 +170,20 @@ class Composition(Table):
     n_defects: Mapped[int] = mapped_column(SmallInteger)
 
 
+class Arrangement(Table):
+    """A composition spread over sites: the defect types in the order of their sites."""
+
+    __tablename__ = "arrangements"
+    __table_args__ = (
+        CheckConstraint("cardinality(defect_types) > 0", name="defect_types"),
+        {"comment": "defect types in the order of the sites of a configuration; candidates share them"},
+    )
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    composition_id: Mapped[int] = mapped_column(ForeignKey("compositions.id"), index=True)
+    defect_types: Mapped[list[int]] = mapped_column(unique=True, comment="ids of defect types")
+
+
 class LevelOfTheory(Table):
     """What makes energies comparable: rows of different levels are never mixed."""
 
@@ -268,48 +286,18 @@ class SearchSpace(Table):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
-class Chunk(Leased, Table):
-    """An independently enumerable part of a search space."""
+class SearchSpaceCount(Table):
+    """How many candidates of a composition a search space has, exactly."""
 
-    __tablename__ = "chunks"
+    __tablename__ = "search_space_counts"
     __table_args__ = (
-        UniqueConstraint("search_space_id", "number"),
-        CheckConstraint("(state = 'finished') = (n_candidates IS NOT NULL)", name="finished_is_counted"),
-        CheckConstraint("cardinality(prefix_sites) = cardinality(prefix_defect_types)", name="prefix"),
-        *_lease_rules("chunks"),
-        {"comment": "parts of search spaces: all configurations that begin with a prefix"},
+        CheckConstraint("expected > 0", name="expected"),
+        {"comment": "exact numbers of candidates by composition"},
     )
 
-    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
-    search_space_id: Mapped[int] = mapped_column(ForeignKey("search_spaces.id", ondelete="CASCADE"))
-    number: Mapped[int]
-    n_defects: Mapped[int] = mapped_column(SmallInteger)
-    prefix_sites: Mapped[list[int]]
-    prefix_defect_types: Mapped[list[int]]
-    n_candidates: Mapped[int | None] = mapped_column(BigInteger)
-    peak_memory_mb: Mapped[float | None] = mapped_column(comment="largest resident size of the worker so far, MB")
-
-
-class Candidate(Table):
-    """A stored symmetry-distinct configuration of a search space."""
-
-    __tablename__ = "candidates"
-    __table_args__ = (
-        UniqueConstraint("search_space_id", "sites", "defect_types"),
-        CheckConstraint("cardinality(sites) > 0 AND cardinality(defect_types) = cardinality(sites)", name="defects"),
-        CheckConstraint("multiplicity > 0", name="multiplicity"),
-        Index("ix_candidates_chunk_id", "chunk_id"),
-        Index("ix_candidates_search_space_id_composition_id", "search_space_id", "composition_id"),
-        {"comment": "enumerated canonical configurations"},
-    )
-
-    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
-    search_space_id: Mapped[int] = mapped_column(ForeignKey("search_spaces.id", ondelete="CASCADE"))
-    chunk_id: Mapped[int] = mapped_column(ForeignKey("chunks.id", ondelete="CASCADE"))
-    composition_id: Mapped[int] = mapped_column(ForeignKey("compositions.id"))
-    multiplicity: Mapped[int]
-    sites: Mapped[list[int]]
-    defect_types: Mapped[list[int]]
+    search_space_id: Mapped[int] = mapped_column(ForeignKey("search_spaces.id", ondelete="CASCADE"), primary_key=True)
+    composition_id: Mapped[int] = mapped_column(ForeignKey("compositions.id"), primary_key=True)
+    expected: Mapped[int] = mapped_column(BigInteger, comment="number of candidates by Burnside's lemma")
 
 
 class TrainedModel(Leased, Table):
@@ -355,21 +343,138 @@ class ModelMetric(Table):
     rmse: Mapped[float] = mapped_column(comment="root mean square error, eV or Bohr magneton")
 
 
-class ScoringChunk(Leased, Table):
-    """The scoring of one chunk's candidates by one model."""
+class Campaign(Table):
+    """The scan of a search space: every candidate is enumerated and, where there is a model, scored."""
 
-    __tablename__ = "scoring_chunks"
+    __tablename__ = "campaigns"
     __table_args__ = (
-        UniqueConstraint("model_id", "chunk_id"),
-        CheckConstraint("(state = 'finished') = (n_predictions IS NOT NULL)", name="finished_is_counted"),
-        *_lease_rules("scoring_chunks"),
-        {"comment": "units of scoring work"},
+        CheckConstraint(
+            "state IN ('planned', 'running', 'paused', 'cancelled', 'incomplete', 'finished')", name="state"
+        ),
+        CheckConstraint("storage IN ('all', 'best')", name="storage"),
+        CheckConstraint("(storage = 'best') = (query IS NOT NULL)", name="best_has_query"),
+        CheckConstraint("storage = 'all' OR model_id IS NOT NULL", name="best_has_model"),
+        CheckConstraint("(state = 'finished') = (finished_at IS NOT NULL)", name="finished_at"),
+        CheckConstraint("state <> 'incomplete' OR error IS NOT NULL", name="incomplete_has_error"),
+        Index(
+            "uq_campaigns_all", "search_space_id", "model_id",
+            unique=True, postgresql_nulls_not_distinct=True, postgresql_where=text("storage = 'all'"),
+        ),
+        {"comment": "scans of search spaces; finished only when the exact count is reached, which a trigger checks"},
+    )  # fmt: skip
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    search_space_id: Mapped[int] = mapped_column(ForeignKey("search_spaces.id"))
+    model_id: Mapped[int | None] = mapped_column(
+        ForeignKey("trained_models.id"), index=True, comment="that scores the candidates; null: they are only stored"
+    )
+    storage: Mapped[str] = mapped_column(comment="all: every candidate is kept; best: those that the query ranks first")
+    query: Mapped[dict[str, Any] | None] = mapped_column(
+        JSONB(none_as_null=True), comment="the design query of storage best, with its limit"
+    )
+    cutoff: Mapped[float | None] = mapped_column(
+        comment="sort key (design_query.sort_key) beyond which rows are no longer among the best"
+    )
+    state: Mapped[str] = mapped_column(
+        server_default="planned",
+        comment="planned, running, paused, cancelled, incomplete (some chunks failed) or finished",
+    )
+    error: Mapped[str | None] = mapped_column(comment="why it is incomplete")
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    started_at: Mapped[datetime | None] = mapped_column(comment="when it was first started")
+    finished_at: Mapped[datetime | None]
+
+
+class Chunk(Leased, Table):
+    """An independently enumerable part of a campaign's search space."""
+
+    __tablename__ = "chunks"
+    __table_args__ = (
+        UniqueConstraint("campaign_id", "number"),
+        CheckConstraint("state IN ('planned', 'waiting', 'running', 'finished', 'failed')", name="state"),
+        CheckConstraint(
+            "num_nulls(n_candidates, n_configurations, checksum, worker, worked_s) "
+            "= CASE state WHEN 'finished' THEN 0 ELSE 5 END",
+            name="finished_is_counted",
+        ),
+        CheckConstraint("n_matching <= n_candidates AND n_candidates <= n_configurations", name="numbers"),
+        CheckConstraint(
+            "cardinality(first_sites) = cardinality(first_defect_types) "
+            "AND cardinality(last_sites) = cardinality(last_defect_types) "
+            "AND cardinality(first_sites) = cardinality(last_sites)",
+            name="prefixes",
+        ),
+        *_lease_rules("chunks")[1:],
+        {"comment": "parts of campaigns: all configurations that begin with a prefix between two prefixes"},
     )
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
-    model_id: Mapped[int] = mapped_column(ForeignKey("trained_models.id", ondelete="CASCADE"))
-    chunk_id: Mapped[int] = mapped_column(ForeignKey("chunks.id", ondelete="CASCADE"))
-    n_predictions: Mapped[int | None] = mapped_column(BigInteger)
+    campaign_id: Mapped[int] = mapped_column(ForeignKey("campaigns.id", ondelete="CASCADE"))
+    number: Mapped[int]
+    scores: Mapped[bool] = mapped_column(comment="whether a model scores it: work for the queue gpu, else cpu")
+    n_defects: Mapped[int] = mapped_column(SmallInteger)
+    first_sites: Mapped[list[int]] = mapped_column(comment="sites of the first prefix")
+    first_defect_types: Mapped[list[int]]
+    last_sites: Mapped[list[int]] = mapped_column(comment="sites of the last prefix, which belongs to the chunk")
+    last_defect_types: Mapped[list[int]]
+    heartbeat: Mapped[datetime | None] = mapped_column(comment="when its worker last said that it is alive")
+    rows_done: Mapped[int] = mapped_column(
+        BigInteger, server_default="0", comment="candidates that the present attempt has been through"
+    )
+    n_candidates: Mapped[int | None] = mapped_column(BigInteger, comment="candidates, exactly")
+    n_configurations: Mapped[int | None] = mapped_column(BigInteger, comment="sum of their multiplicities")
+    n_matching: Mapped[int | None] = mapped_column(BigInteger, comment="candidates that satisfy the campaign's query")
+    checksum: Mapped[int | None] = mapped_column(
+        BigInteger, comment="of sites, defect types and multiplicities, whatever their order"
+    )
+    worker: Mapped[str | None] = mapped_column(comment="host and process that finished it")
+    worked_s: Mapped[float | None] = mapped_column(comment="seconds that this took")
+    peak_memory_mb: Mapped[float | None] = mapped_column(comment="largest resident size of the worker so far, MB")
+
+
+class ChunkCount(Table):
+    """How many candidates of a composition a finished chunk has, and how many of them satisfy the query."""
+
+    __tablename__ = "chunk_counts"
+    __table_args__ = (
+        CheckConstraint("n_candidates > 0 AND n_matching <= n_candidates", name="numbers"),
+        {"comment": "exact coverage by composition"},
+    )
+
+    chunk_id: Mapped[int] = mapped_column(ForeignKey("chunks.id", ondelete="CASCADE"), primary_key=True)
+    composition_id: Mapped[int] = mapped_column(ForeignKey("compositions.id"), primary_key=True)
+    n_candidates: Mapped[int] = mapped_column(BigInteger)
+    n_matching: Mapped[int | None] = mapped_column(BigInteger, comment="null where the campaign has no query")
+
+
+class CampaignBins(Table):
+    """The bins of the histogram of a property's predictions."""
+
+    __tablename__ = "campaign_bins"
+    __table_args__ = (
+        CheckConstraint("low < high AND n_bins > 0", name="bins"),
+        {"comment": "bins of the histograms of predicted means"},
+    )
+
+    campaign_id: Mapped[int] = mapped_column(ForeignKey("campaigns.id", ondelete="CASCADE"), primary_key=True)
+    property: Mapped[str] = mapped_column(primary_key=True)
+    low: Mapped[float] = mapped_column(comment="lower end of the first bin, eV or Bohr magneton")
+    high: Mapped[float] = mapped_column(comment="upper end of the last bin, eV or Bohr magneton")
+    n_bins: Mapped[int] = mapped_column(comment="bins of equal width between them")
+
+
+class ChunkHistogram(Table):
+    """The histogram of a property's predicted means in a finished chunk."""
+
+    __tablename__ = "chunk_histograms"
+    __table_args__ = ({"comment": "histograms by chunk; the view campaign_histograms adds them up"},)
+
+    chunk_id: Mapped[int] = mapped_column(ForeignKey("chunks.id", ondelete="CASCADE"), primary_key=True)
+    property: Mapped[str] = mapped_column(primary_key=True)
+    counts: Mapped[list[int]] = mapped_column(
+        ARRAY(Integer), comment="candidates below the first bin, in each bin, and above the last"
+    )
 
 
 def _mean(name: str) -> Mapped[float | None]:
@@ -387,21 +492,25 @@ def _is_distribution(name: str) -> CheckConstraint:
     return CheckConstraint(condition, name=name)
 
 
-class Prediction(Table):
-    """Mean and standard deviation of every property of a candidate, by one model; never overwritten."""
+class Candidate(Table):
+    """A symmetry-distinct configuration of a campaign with its predictions; never overwritten."""
 
-    __tablename__ = "predictions"
+    __tablename__ = "candidates"
     __table_args__ = (
-        Index("ix_predictions_model_id_homo_lumo_gap_min", "model_id", "homo_lumo_gap_min_mean"),
-        Index("ix_predictions_model_id_energy", "model_id", "formation_energy_per_site_mean"),
+        CheckConstraint("cardinality(sites) > 0 AND multiplicity > 0", name="configuration"),
         *(_is_distribution(name) for name in PROPERTY_COMMENTS),
-        {"comment": "predictions, append-only per model"},
+        {
+            "comment": "candidates with the mean and standard deviation of each property; a partition per campaign",
+            "postgresql_partition_by": "LIST (campaign_id)",
+        },
     )
 
-    candidate_id: Mapped[int] = mapped_column(
-        BigInteger, ForeignKey("candidates.id", ondelete="CASCADE"), primary_key=True
+    id: Mapped[int] = mapped_column(
+        BigInteger, autoincrement=False, comment="number of the chunk times 10^7, plus the position in the chunk"
     )
-    model_id: Mapped[int] = mapped_column(ForeignKey("trained_models.id", ondelete="CASCADE"), primary_key=True)
+    campaign_id: Mapped[int] = mapped_column(Integer)
+    arrangement_id: Mapped[int] = mapped_column(comment="arrangements.id: the defect types on the sites")
+    multiplicity: Mapped[int] = mapped_column(comment="size of its symmetry orbit")
     formation_energy_mean: Mapped[float | None] = _mean("formation_energy")
     formation_energy_std: Mapped[float | None] = _std("formation_energy")
     formation_energy_per_site_mean: Mapped[float | None] = _mean("formation_energy_per_site")
@@ -418,6 +527,9 @@ class Prediction(Table):
     lumo_std: Mapped[float | None] = _std("lumo")
     total_mag_mean: Mapped[float | None] = _mean("total_mag")
     total_mag_std: Mapped[float | None] = _std("total_mag")
+    sites: Mapped[list[int]] = mapped_column(comment="numbered sites, ascending")
+
+    __mapper_args__ = {"primary_key": (campaign_id, id)}  # noqa: RUF012 - no index of the table: 22 bytes a row
 
 
 class Ranking(Table):
@@ -429,6 +541,9 @@ class Ranking(Table):
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
     model_id: Mapped[int] = mapped_column(ForeignKey("trained_models.id"))
     search_space_id: Mapped[int] = mapped_column(ForeignKey("search_spaces.id"))
+    campaign_id: Mapped[int | None] = mapped_column(
+        ForeignKey("campaigns.id", ondelete="SET NULL"), index=True, comment="null once the campaign is deleted"
+    )
     query: Mapped[dict[str, Any]] = mapped_column(comment="the design query, as it was given")
     sql: Mapped[str] = mapped_column(comment="the SELECT it was compiled to")
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
@@ -440,12 +555,16 @@ class RankingRow(Table):
     __tablename__ = "ranking_rows"
     __table_args__ = (
         CheckConstraint("probability BETWEEN 0 AND 1", name="probability"),
-        {"comment": "candidates of a ranking in their order"},
+        CheckConstraint("cardinality(sites) = cardinality(defect_types)", name="defects"),
+        {"comment": "candidates of a ranking in their order; they outlive their campaign"},
     )
 
     ranking_id: Mapped[int] = mapped_column(ForeignKey("rankings.id", ondelete="CASCADE"), primary_key=True)
     rank: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
-    candidate_id: Mapped[int] = mapped_column(BigInteger, ForeignKey("candidates.id"))
+    candidate_id: Mapped[int] = mapped_column(BigInteger, comment="candidates.id in the ranking's campaign")
+    sites: Mapped[list[int]]
+    defect_types: Mapped[list[int]]
+    multiplicity: Mapped[int]
     probability: Mapped[float] = mapped_column(comment="that all constraints of the query hold")
 
 

@@ -17,19 +17,17 @@ from screening.database import tables
 from screening.defects.enumeration import SearchSpace, enumerate_chunk, plan_chunks
 from screening.defects.symmetry import Symmetry
 
-# bytes on disk of a row with its indexes, by pg_total_relation_size: tests/benchmarks/bench_disk.py, PostgreSQL 16,
-# 74,000 candidates of 4 defects in 8x8 MoS2, all properties predicted; 3 and 5 defects differ by 6 % (candidates)
-# and 17 % (predictions of the 13,446 with 3 defects, whose indexes are hardly filled)
-CANDIDATE_BYTES = 286
-PREDICTION_BYTES = 203
+# bytes on disk of a row with its indexes, by pg_total_relation_size: tests/benchmarks/bench_disk.py
+CANDIDATE_BYTES = 104  # of four defects, with the three indexes of its partition
+PROPERTY_BYTES = 8  # mean and standard deviation
 
 MAX_TIMED_DEFECTS = 5  # beyond, the plan of the chunks alone takes minutes
 TIMED_S = 0.3
 
 
-def disk_bytes(n_candidates: int) -> int:
-    """Bytes on disk of stored candidates and of the predictions of one model for them."""
-    return n_candidates * (CANDIDATE_BYTES + PREDICTION_BYTES)
+def disk_bytes(n_candidates: int, *, n_properties: int = len(tables.PROPERTY_COMMENTS)) -> int:
+    """Bytes on disk of candidates with the predictions of so many properties."""
+    return n_candidates * (CANDIDATE_BYTES + PROPERTY_BYTES * n_properties)
 
 
 def enumeration_seconds(space: SearchSpace, symmetry: Symmetry, n_candidates: int) -> float | None:
@@ -63,12 +61,13 @@ def enumeration_seconds(space: SearchSpace, symmetry: Symmetry, n_candidates: in
 
 def scoring_seconds(session: Session, n_candidates: int) -> float | None:
     """Seconds that one worker needs to score candidates, from the last model that has scored; None if none has."""
-    unit = tables.ScoringChunk
-    done = (unit.state == "finished", unit.n_predictions > 0)
-    newest = select(func.max(unit.model_id)).where(*done).scalar_subquery()
-    took = func.sum(func.extract("epoch", unit.finished_at - unit.started_at))
+    chunk, campaign = tables.Chunk, tables.Campaign
+    done = (chunk.state == "finished", chunk.scores, chunk.n_candidates > 0)
+    newest = select(func.max(campaign.model_id)).join(chunk, chunk.campaign_id == campaign.id).where(*done)
     n_scored, seconds = session.execute(
-        select(func.sum(unit.n_predictions), took).where(*done, unit.model_id == newest)
+        select(func.sum(chunk.n_candidates), func.sum(chunk.worked_s))
+        .join(campaign, campaign.id == chunk.campaign_id)
+        .where(*done, campaign.model_id == newest.scalar_subquery())
     ).one()
     if not n_scored or not seconds:
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -22,6 +22,7 @@ class RankedTable:
     Attributes:
         sql: the SELECT, to read and to run elsewhere.
         model: name of the model whose predictions are ranked.
+        campaign: name of the campaign that made them.
         search_space: what its candidates are: `1 to 3 of v_S, Se_S`, or `exactly 4*v_S`.
         candidates: their number.
         rows: best first; `candidate`, `configuration`, `sites`, `defects`, `multiplicity`, `probability` (that
@@ -32,31 +33,28 @@ class RankedTable:
     sql: str
     model: str
     model_id: int
+    campaign: str
+    campaign_id: int
     search_space_id: int
     search_space: str
     candidates: int
     rows: list[dict[str, Any]]
 
 
-def run_design_query(session: Session, query: DesignQuery, *, model_name: str | None = None) -> RankedTable:
-    """Rank the candidates of a search space that the model has scored completely.
+def run_design_query(
+    session: Session, query: DesignQuery, *, model_name: str | None = None, campaign_name: str | None = None
+) -> RankedTable:
+    """Rank the candidates of a campaign: the one of this name, or one that keeps every prediction of the model.
 
-    That is the largest one with every composition, up to the query's number of defects; a restricted one only where
-    there is no other.
+    Of several that is the largest one with every composition, up to the query's number of defects; a restricted one
+    only where there is no other.
 
     Raises:
         InputError: the model is not there, lacks a property of the query, or has not scored what it asks for.
     """
-    supercell_id = queries.supercell_id_of(session, query.host, query.supercell)
-    model = choose_model(session, query, supercell_id, name=model_name)
-    asked = {window.property for window in query.windows} | ({query.sort} - {"probability"})
-    missing = sorted(asked - set(model.properties))
-    if missing:
-        raise InputError(
-            f"model {model.name} does not predict {', '.join(missing)}; it predicts {', '.join(model.properties)}"
-        )
-    space = find_scored_space(session, query, model)
-    statement = compile_query(query, model_id=model.id, search_space_id=space.id)
+    campaign, model = find_campaign(session, query, model_name=model_name, campaign_name=campaign_name)
+    space = session.get_one(tables.SearchSpace, campaign.search_space_id)
+    statement = compile_query(query, campaign_id=campaign.id)
     names = dict(session.execute(select(tables.DefectType.id, tables.DefectType.name)).all())
     rows = []
     for found in session.execute(statement).mappings():
@@ -64,7 +62,8 @@ def run_design_query(session: Session, query: DesignQuery, *, model_name: str | 
         row["defects"] = [names[code] for code in row.pop("defect_types")]
         rows.append({key: value for key, value in row.items() if value is not None})
     return RankedTable(
-        to_sql(statement), model.name, model.id, space.id, describe_space(space), space.expected, rows
+        to_sql(statement), model.name, model.id, campaign.name, campaign.id, space.id, describe_space(space),
+        space.expected, rows,
     )  # fmt: skip
 
 
@@ -73,12 +72,14 @@ def store_ranking(session: Session, query: DesignQuery, table: RankedTable) -> i
     ranking = tables.Ranking(
         model_id=table.model_id,
         search_space_id=table.search_space_id,
+        campaign_id=table.campaign_id,
         query=query.model_dump(mode="json"),
         sql=table.sql,
     )
     session.add(ranking)
     session.flush()
     if table.rows:
+        codes = dict(session.execute(select(tables.DefectType.name, tables.DefectType.id)).all())
         session.execute(
             insert(tables.RankingRow),
             [
@@ -86,6 +87,9 @@ def store_ranking(session: Session, query: DesignQuery, table: RankedTable) -> i
                     "ranking_id": ranking.id,
                     "rank": rank,
                     "candidate_id": row["candidate"],
+                    "sites": row["sites"],
+                    "defect_types": [codes[name] for name in row["defects"]],
+                    "multiplicity": row["multiplicity"],
                     "probability": row["probability"],
                 }
                 for rank, row in enumerate(table.rows, start=1)
@@ -94,7 +98,61 @@ def store_ranking(session: Session, query: DesignQuery, table: RankedTable) -> i
     return ranking.id
 
 
-def choose_model(
+def find_campaign(
+    session: Session, query: DesignQuery, *, model_name: str | None = None, campaign_name: str | None = None
+) -> tuple[tables.Campaign, tables.TrainedModel]:
+    """The campaign that a query is answered from, and its model.
+
+    Raises:
+        UnknownNameError: there is no such campaign, or no model.
+        InputError: nothing that is finished can answer the query.
+    """
+    supercell_id = queries.supercell_id_of(session, query.host, query.supercell)
+    if campaign_name is not None:
+        campaign = queries.campaign_by_name(session, campaign_name)
+        _check_campaign(session, campaign, query, supercell_id, model_name=model_name)
+        assert campaign.model_id is not None
+        model = session.get_one(tables.TrainedModel, campaign.model_id)
+    else:
+        model = _choose_model(session, query, supercell_id, name=model_name)
+    missing = sorted(query.properties - set(model.properties))
+    if missing:
+        raise InputError(
+            f"model {model.name} does not predict {', '.join(missing)}; it predicts {', '.join(model.properties)}"
+        )
+    return (campaign if campaign_name is not None else _complete_campaign(session, query, model, supercell_id)), model
+
+
+def _check_campaign(
+    session: Session, campaign: tables.Campaign, query: DesignQuery, supercell_id: int, *, model_name: str | None
+) -> None:
+    """Make sure that a campaign that was asked for by name can answer a query.
+
+    Raises:
+        InputError: it cannot.
+    """
+    space = session.get_one(tables.SearchSpace, campaign.search_space_id)
+    if space.supercell_id != supercell_id:
+        raise InputError(f"campaign {campaign.name} is about another supercell than host {query.host} of the query")
+    if campaign.model_id is None:
+        raise InputError(f"campaign {campaign.name} has no model, so it has nothing to rank; choose another one")
+    if model_name is not None and session.get_one(tables.TrainedModel, campaign.model_id).name != model_name:
+        raise InputError(f"campaign {campaign.name} was not scored by model {model_name}; leave --model out")
+    if campaign.state != "finished":
+        raise InputError(f"campaign {campaign.name} is {campaign.state}; it can be ranked when it is finished")
+    if campaign.storage == "all":
+        return
+    kept = DesignQuery.model_validate(campaign.query)
+    matching = session.scalar(select(func.sum(tables.Chunk.n_matching)).where(tables.Chunk.campaign_id == campaign.id))
+    if not query.ranks_as(kept) and not (int(matching or 0) <= kept.limit and query.is_narrower_than(kept)):
+        raise InputError(
+            f"campaign {campaign.name} keeps {kept.limit} of the {matching} candidates that satisfy its own query, "
+            f"{kept.model_dump_json(exclude_none=True)}; the best of another one may not be among them: ask the same, "
+            "or scan the search space with this query (`screening campaign plan`)"
+        )
+
+
+def _choose_model(
     session: Session, query: DesignQuery, supercell_id: int, *, name: str | None = None
 ) -> tables.TrainedModel:
     """The model of this name, or the newest one that has scored what a query asks for, or has scored anything.
@@ -112,31 +170,32 @@ def choose_model(
     ).all()
     for max_defects in (query.max_defects, None):
         for model in newest_first:
-            if queries.scored_search_space(session, model.id, supercell_id, max_defects=max_defects) is not None:
+            if queries.scored_campaign(session, model.id, supercell_id, max_defects=max_defects) is not None:
                 return model
     return queries.model_by_name(session, None)
 
 
-def find_scored_space(session: Session, query: DesignQuery, model: tables.TrainedModel) -> tables.SearchSpace:
-    """The search space that a query is answered from.
+def _complete_campaign(
+    session: Session, query: DesignQuery, model: tables.TrainedModel, supercell_id: int
+) -> tables.Campaign:
+    """The campaign that keeps every prediction of a model that a query may ask for.
 
     Raises:
-        InputError: the model has scored none that holds what the query asks for.
+        InputError: the model has scored no search space that holds what the query asks for.
     """
-    supercell_id = queries.supercell_id_of(session, query.host, query.supercell)
-    found = queries.scored_search_space(session, model.id, supercell_id, max_defects=query.max_defects)
+    found = queries.scored_campaign(session, model.id, supercell_id, max_defects=query.max_defects)
     if found is not None:
-        return session.get_one(tables.SearchSpace, found)
-    other = queries.scored_search_space(session, model.id, supercell_id)
+        return found
+    other = queries.scored_campaign(session, model.id, supercell_id)
     if other is None:
         raise InputError(
             f"model {model.name} has scored no search space of host {query.host}; "
             f"run `screening score --host {query.host}` first"
         )
+    scored = describe_space(session.get_one(tables.SearchSpace, other.search_space_id))
     raise InputError(
-        f"model {model.name} has scored {describe_space(session.get_one(tables.SearchSpace, other))} of host "
-        f"{query.host}, the query asks for up to {query.max_defects} defects; run `screening enumerate` and "
-        f"`screening score` with --max-defects {query.max_defects} first"
+        f"model {model.name} has scored {scored} of host {query.host}, the query asks for up to {query.max_defects} "
+        f"defects; run `screening score` with --max-defects {query.max_defects} first"
     )
 
 

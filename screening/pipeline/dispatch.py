@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from sqlalchemy import ColumnElement
 from sqlalchemy.orm import Session
 
-from screening.database import tables
+from screening.database import campaigns, tables
 from screening.database.leases import Unit, has_claimable
 from screening.errors import ServiceError
 from screening.services import without_password
@@ -26,7 +27,13 @@ UNITS: dict[Kind, Unit] = {
     "enumerate": tables.Chunk,
     "calculate": tables.Calculation,
     "train": tables.TrainedModel,
-    "score": tables.ScoringChunk,
+    "score": tables.Chunk,
+}
+CONDITIONS: dict[Kind, tuple[ColumnElement[bool], ...]] = {
+    "enumerate": (tables.Chunk.scores.is_(False),),
+    "calculate": (),
+    "train": (),
+    "score": (tables.Chunk.scores.is_(True),),
 }
 QUEUES: dict[Kind, Literal["cpu", "gpu"]] = {"enumerate": "cpu", "calculate": "cpu", "train": "gpu", "score": "gpu"}
 
@@ -41,8 +48,11 @@ def task_name(kind: Kind) -> str:
 
 
 def claimable_kinds(session: Session) -> list[Kind]:
-    """The kinds of which a unit waits, or has lost its worker."""
-    return [kind for kind, table in UNITS.items() if has_claimable(session, table)]
+    """The kinds of which a unit waits, or has lost its worker, or a campaign waits for its end."""
+    kinds = [kind for kind, table in UNITS.items() if has_claimable(session, table, *CONDITIONS[kind])]
+    if "enumerate" not in kinds and campaigns.campaigns_over(session):
+        kinds.append("enumerate")
+    return kinds
 
 
 def announce(redis_url: str, *kinds: Kind) -> None:

@@ -12,13 +12,14 @@ from sqlalchemy.orm import Session
 
 from screening.database.tables import (
     PROPERTY_COMMENTS,
+    Arrangement,
     Calculation,
     CalculationResult,
+    Campaign,
     Candidate,
     Composition,
     Configuration,
     ModelTrainingResult,
-    Prediction,
     Round,
     SearchSpace,
     TrainedModel,
@@ -53,31 +54,32 @@ def compared_rows(session: Session, model_id: int, properties: Sequence[str]) ->
         select(
             case((is_proposed, "proposed"), else_="validation").label("kind"),
             Composition.label.label("configuration"),
-            Prediction,
+            Candidate,
             CalculationResult,
         )
         .select_from(CalculationResult)
         .join(Calculation, Calculation.id == CalculationResult.calculation_id)
         .join(Configuration, Configuration.id == Calculation.configuration_id)
         .join(Composition, Composition.id == Configuration.composition_id)
+        .join(Arrangement, Arrangement.defect_types == Configuration.defect_types)
         .join(SearchSpace, SearchSpace.supercell_id == Configuration.supercell_id)
+        .join(Campaign, and_(Campaign.search_space_id == SearchSpace.id, Campaign.model_id == model_id))
         .join(
             Candidate,
             and_(
-                Candidate.search_space_id == SearchSpace.id,
+                Candidate.campaign_id == Campaign.id,
+                Candidate.arrangement_id == Arrangement.id,
                 Candidate.sites == Configuration.sites,
-                Candidate.defect_types == Configuration.defect_types,
             ),
         )
-        .join(Prediction, and_(Prediction.candidate_id == Candidate.id, Prediction.model_id == model_id))
         .outerjoin(Round, Round.id == Calculation.round_id)
         .outerjoin(
             ModelTrainingResult,
             and_(ModelTrainingResult.result_id == CalculationResult.id, ModelTrainingResult.model_id == model_id),
         )
         .where(is_proposed | (ModelTrainingResult.role == "validation"))
-        .distinct(CalculationResult.id)  # two search spaces may hold one configuration
-        .order_by(CalculationResult.id, SearchSpace.id)
+        .distinct(CalculationResult.id)  # two campaigns may hold one configuration
+        .order_by(CalculationResult.id, Campaign.id)
     )
     rows = []
     for kind, configuration, prediction, result in session.execute(statement):

@@ -22,7 +22,7 @@ from screening.defects.host import Supercell
 from screening.dft import xtb
 from screening.dft.structures import write_structure
 from screening.errors import CalculationError, InputError
-from screening.pipeline.designs import choose_model, describe_space, find_scored_space
+from screening.pipeline.designs import describe_space, find_campaign
 from screening.pipeline.hosts import StoredSupercell, add_configurations, load_supercell
 from screening.pipeline.references import level_of_name
 from screening.pipeline.results import add_references, store_result
@@ -54,7 +54,7 @@ class _Pool:
 
 def propose(
     session: Session, query: DesignQuery, *, n: int, model_name: str | None = None, level_name: str | None = None,
-    only_stored: bool = False, seed: int = 0,
+    campaign_name: str | None = None, only_stored: bool = False, seed: int = 0,
 ) -> list[Proposal]:  # fmt: skip
     """Choose the next calculations for a design query and store them as a round.
 
@@ -68,6 +68,7 @@ def propose(
         level_name: level of theory of the calculations, a known one or one of the built-in calculator's; the level
             that the model learnt if not given. A model may propose for another level: single points choose what is
             worth relaxing.
+        campaign_name: choose among what this campaign has kept.
         only_stored: choose only among configurations that an import brought without a result.
         seed: decides between candidates of equal worth; kept with the round.
 
@@ -81,12 +82,12 @@ def propose(
     session.execute(
         select(tables.Supercell.id).where(tables.Supercell.id == supercell_id).with_for_update(key_share=True)
     )
-    model = choose_model(session, query, supercell_id, name=model_name)
+    campaign, model = find_campaign(session, query, model_name=model_name, campaign_name=campaign_name)
     _check_properties(query, model)
     level_id = model.level_id if level_name is None else level_of_name(session, level_name)
-    space = find_scored_space(session, query, model)
+    space = session.get_one(tables.SearchSpace, campaign.search_space_id)
     pool = _read_pool(
-        session, _open_candidates(query, model, space, level_id=level_id, only_stored=only_stored), _improved(query)
+        session, _open_candidates(query, campaign, space, level_id=level_id, only_stored=only_stored), _improved(query)
     )
     if not pool.candidate_ids:
         raise InputError(
@@ -208,7 +209,7 @@ def _check_properties(query: DesignQuery, model: tables.TrainedModel) -> None:
 
 
 def _open_candidates(
-    query: DesignQuery, model: tables.TrainedModel, space: tables.SearchSpace, *, level_id: int, only_stored: bool
+    query: DesignQuery, campaign: tables.Campaign, space: tables.SearchSpace, *, level_id: int, only_stored: bool
 ) -> Select[Any]:
     """The SELECT of the candidates that could be proposed at a level of theory, the likeliest first."""
     wide = query.model_copy(update={"confidence": 0.0, "limit": POOL_ROWS, "sort": "probability"})
@@ -217,14 +218,14 @@ def _open_candidates(
         .where(
             tables.Configuration.supercell_id == space.supercell_id,
             tables.Configuration.sites == tables.Candidate.sites,
-            tables.Configuration.defect_types == tables.Candidate.defect_types,
+            tables.Configuration.defect_types == tables.Arrangement.defect_types,
         )
-        .correlate(tables.Candidate)
+        .correlate(tables.Candidate, tables.Arrangement)
     )
     taken = same.join(tables.Calculation, tables.Calculation.configuration_id == tables.Configuration.id).where(
         tables.Calculation.level_id == level_id
     )
-    statement = compile_query(wide, model_id=model.id, search_space_id=space.id).where(~taken.exists())
+    statement = compile_query(wide, campaign_id=campaign.id).where(~taken.exists())
     return statement.where(same.exists()) if only_stored else statement
 
 

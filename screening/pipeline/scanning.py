@@ -1,0 +1,387 @@
+"""Scanning a chunk: enumerate, score and keep its candidates in one stream, and count them exactly.
+
+A block of configurations goes from the enumeration to the network to the database without an object per structure.
+The rows that are kept, the counters and the chunk's new state are committed in one transaction: whatever dies, a
+chunk is done exactly once or not at all. Memory is that of a block, whatever the size of the campaign; with storage
+`best`, that of twice the rows that the query keeps.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import erf
+from sqlalchemy import Engine, func, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from screening.database import campaigns as rows
+from screening.database import queries, tables
+from screening.database.bulk_copy import Column, copy_rows
+from screening.database.design_query import SMALLEST_STD, DesignQuery
+from screening.database.leases import finish, lease_kept, worker_of
+from screening.database.session import session_scope
+from screening.defects.checksum import add_checksums, checksum
+from screening.defects.defect_types import Configuration, composition_label
+from screening.defects.enumeration import Block, Chunk, SearchSpace, enumerate_chunk
+from screening.errors import LeaseLostError
+from screening.pipeline.hosts import StoredSupercell, add_compositions
+from screening.pipeline.searches import load_search_space
+
+IDS_PER_CHUNK = 10**7
+_SAME_PROBABILITY = 2e-6  # the database rounds probabilities to six digits before it ranks them
+
+Scores = dict[str, NDArray[np.float32]]  # by column: <property>_mean and <property>_std, (n,) each
+Score = Callable[[Block], Scores]
+
+
+@dataclass(frozen=True, eq=False)
+class _Scan:
+    """What a worker needs to know of a chunk."""
+
+    campaign_id: int
+    number: int
+    stored: StoredSupercell
+    space: SearchSpace
+    chunk: Chunk
+    score: Score
+    query: DesignQuery | None
+    cutoff: float | None
+    bins: dict[str, NDArray[np.float64]]
+
+
+@dataclass(eq=False)
+class _Tally:
+    """Exact counters of the part of a chunk that has been scanned.
+
+    Attributes:
+        matching: by id of the composition, like `candidates`.
+        histograms: by property, (n_bins + 2,).
+    """
+
+    n_candidates: int = 0
+    n_configurations: int = 0
+    checksum: int = 0
+    candidates: Counter[int] = field(default_factory=Counter)
+    matching: Counter[int] = field(default_factory=Counter)
+    histograms: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+
+
+def scan_unit(engine: Engine, chunk_id: int, owner: str, *, device: str) -> None:
+    """Scan a chunk that `owner` holds; one transaction of its own for all that it writes.
+
+    Raises:
+        LeaseLostError: another worker took the chunk over, or its campaign was cancelled; nothing was written.
+        InputError: the model has not seen the host or a defect type.
+    """
+    started = time.perf_counter()
+    with session_scope(engine) as session:
+        scan = _load(session, chunk_id, device=device)
+    tally = _Tally()
+
+    def end(session: Session) -> None:
+        _store_tally(session, chunk_id, tally, has_query=scan.query is not None)
+        finish(
+            session, tables.Chunk, chunk_id, owner,
+            n_candidates=tally.n_candidates, n_configurations=tally.n_configurations, checksum=tally.checksum,
+            n_matching=None if scan.query is None else tally.matching.total(), rows_done=tally.n_candidates,
+            worker=worker_of(owner), worked_s=time.perf_counter() - started, peak_memory_mb=peak_memory_mb(),
+        )  # fmt: skip
+
+    def tell() -> dict[str, Any]:
+        return {"rows_done": tally.n_candidates, "heartbeat": func.clock_timestamp()}
+
+    with lease_kept(engine, tables.Chunk, chunk_id, owner, tell=tell) as lost:
+        stream = _Stream(engine, scan, tally, lost)
+        if scan.query is None:
+            with session_scope(engine) as session:
+                stream.run(partial(_store_all, session, scan.campaign_id))
+                end(session)
+        else:
+            best = _Best(scan.query, scan.cutoff)
+            stream.run(best.add)
+            with session_scope(engine) as session:
+                best.store(session, scan.campaign_id)
+                end(session)
+    if scan.query is not None:
+        _trim(engine, scan.campaign_id, slack=scan.query.limit)
+
+
+def peak_memory_mb() -> float:
+    """Largest resident size of this process so far, MB; the system counts kB, on macOS bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
+
+
+def sort_keys(query: DesignQuery, scores: Scores, probability: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n,): what a design query ranks candidates by, the smaller the better; as design_query.sort_key in SQL."""
+    if query.sort == "probability":
+        return -np.round(probability, 6)
+    key = scores[f"{query.sort}_mean"].astype(np.float64)
+    return key if query.direction == "lowest" else -key
+
+
+def probabilities(query: DesignQuery, scores: Scores) -> NDArray[np.float64]:
+    """(n,) float64: that every window of a query holds; as the SELECT of a design query says it."""
+    n_rows = len(next(iter(scores.values())))
+    product = np.ones(n_rows)
+    for window in query.windows:
+        mean = scores[f"{window.property}_mean"].astype(np.float64)
+        std = np.maximum(scores[f"{window.property}_std"].astype(np.float64), SMALLEST_STD)
+        below_high = 1.0 if window.high is None else 0.5 * (1.0 + erf((window.high - mean) / std / 2.0**0.5))
+        below_low = 0.0 if window.low is None else 0.5 * (1.0 + erf((window.low - mean) / std / 2.0**0.5))
+        product *= below_high - below_low
+    return product
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """Rows as they are stored, without their campaign."""
+
+    ids: NDArray[np.int64]
+    arrangement: NDArray[np.int32]
+    multiplicity: NDArray[np.int32]
+    sites: NDArray[np.int16]
+    scores: Scores
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, chosen: NDArray[Any]) -> _Kept:
+        scores = {name: column[chosen] for name, column in self.scores.items()}
+        return _Kept(self.ids[chosen], self.arrangement[chosen], self.multiplicity[chosen], self.sites[chosen], scores)
+
+
+class _Stream:
+    """A chunk from its enumeration to the counters, block by block."""
+
+    def __init__(self, engine: Engine, scan: _Scan, tally: _Tally, lost: threading.Event) -> None:
+        self._scan, self._tally, self._lost = scan, tally, lost
+        self._arrangements = _Arrangements(engine, scan.space)
+
+    def run(self, keep: Callable[[_Kept], NDArray[np.bool_]]) -> None:
+        """Scan the chunk; `keep` takes the rows of each block and says which of them satisfy the query.
+
+        Raises:
+            LeaseLostError: another worker took the chunk over, or its campaign was cancelled.
+        """
+        scan, tally = self._scan, self._tally
+        for block in enumerate_chunk(scan.space, scan.stored.symmetry, scan.chunk):
+            if self._lost.is_set():
+                raise LeaseLostError("the lease ran out, or the campaign was cancelled")
+            scores = scan.score(block)
+            arrangement, composition = self._arrangements.of(block)
+            ids = scan.number * IDS_PER_CHUNK + tally.n_candidates + np.arange(len(block))
+            matches = keep(_Kept(ids, arrangement, block.multiplicity, block.sites, scores))
+            _count(tally, scan, block, composition, matches, scores)
+        assert tally.n_candidates <= IDS_PER_CHUNK, "a chunk has more candidates than ids"
+
+
+def _store_all(session: Session, campaign_id: int, block: _Kept) -> NDArray[np.bool_]:
+    """Append every row; without a query all satisfy it."""
+    _copy(session, campaign_id, block)
+    return np.ones(len(block), np.bool_)
+
+
+class _Best:
+    """The rows of a chunk that a design query ranks first, as many as it keeps of all."""
+
+    def __init__(self, query: DesignQuery, cutoff: float | None) -> None:
+        self._query = query
+        self._slack = _SAME_PROBABILITY if query.sort == "probability" else 0.0
+        self._cutoff = np.inf if cutoff is None else cutoff
+        self._kept: list[tuple[NDArray[np.float64], _Kept]] = []
+
+    def add(self, block: _Kept) -> NDArray[np.bool_]:
+        """Keep what may be among the best; (n,) whether each row satisfies the query."""
+        n_defects = block.sites.shape[1]
+        if self._query.max_defects is not None and n_defects > self._query.max_defects:
+            return np.zeros(len(block), np.bool_)
+        probability = probabilities(self._query, block.scores)
+        matches = probability >= self._query.confidence if self._query.windows else np.ones(len(block), np.bool_)
+        keys = sort_keys(self._query, block.scores, probability)
+        chosen = np.flatnonzero(matches & (keys <= self._cutoff + self._slack))
+        if len(chosen):
+            self._kept.append((keys[chosen], block[chosen]))
+        if sum(map(len, (keys for keys, _ in self._kept))) > 2 * self._query.limit:
+            self._shorten()
+        return matches
+
+    def store(self, session: Session, campaign_id: int) -> None:
+        """Append the best rows of the chunk."""
+        self._shorten()
+        for _, kept in self._kept:
+            _copy(session, campaign_id, kept)
+
+    def _shorten(self) -> None:
+        """Drop what has as many better rows as the query keeps; equal ones stay, the database decides."""
+        limit = self._query.limit
+        keys = np.concatenate([keys for keys, _ in self._kept]) if self._kept else np.empty(0)
+        if len(keys) > limit:
+            self._cutoff = min(self._cutoff, float(np.partition(keys, limit - 1)[limit - 1]))
+        parts = [(k <= self._cutoff + self._slack, k, kept) for k, kept in self._kept]
+        self._kept = [(k[chosen], kept[chosen]) for chosen, k, kept in parts if chosen.any()]
+
+
+class _Arrangements:
+    """Ids of arrangements of defect types and of their compositions, added in transactions of their own.
+
+    Other chunks need the same rows at the same time: written in a chunk's transaction, they would make one worker
+    wait for the other.
+    """
+
+    def __init__(self, engine: Engine, space: SearchSpace) -> None:
+        self._engine = engine
+        self._codes = np.array(sorted(t.code for t in space.defect_types), np.int16)
+        self._ids: dict[tuple[int, ...], tuple[int, int]] = {}
+
+    def of(self, block: Block) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Ids of the arrangement and of the composition of each row, (n,) int32 each."""
+        distinct, inverse = self._distinct(block.defect_types)
+        found = [tuple(row) for row in distinct.tolist()]
+        unknown = [types for types in found if types not in self._ids]
+        if unknown:
+            self._add(unknown)
+        ids = np.array([self._ids[types] for types in found], np.int32)
+        return ids[inverse, 0], ids[inverse, 1]
+
+    def _distinct(self, defect_types: NDArray[np.int16]) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
+        """The distinct rows, and which of them each row is."""
+        n_types, k = len(self._codes), defect_types.shape[1]
+        if n_types**k >= 2**62:
+            distinct, inverse = np.unique(defect_types, axis=0, return_inverse=True)
+            return distinct, inverse.ravel()
+        number = np.zeros(len(defect_types), np.int64)
+        for column in np.searchsorted(self._codes, defect_types).T:
+            number = number * n_types + column
+        _, first, inverse = np.unique(number, return_index=True, return_inverse=True)
+        return defect_types[first], inverse.ravel()
+
+    def _add(self, unknown: list[tuple[int, ...]]) -> None:
+        with session_scope(self._engine) as session:
+            counts = [Counter(types) for types in unknown]
+            compositions = add_compositions(session, counts)
+            of_composition = {
+                types: compositions[composition_label(count)] for types, count in zip(unknown, counts, strict=True)
+            }
+            ids = queries.arrangement_ids(session, of_composition)
+        self._ids |= {types: (ids[types], of_composition[types]) for types in unknown}
+
+
+def _load(session: Session, chunk_id: int, *, device: str) -> _Scan:
+    """What the rows say of a chunk."""
+    row = session.get_one(tables.Chunk, chunk_id)
+    campaign = session.get_one(tables.Campaign, row.campaign_id)
+    stored, space = load_search_space(session, campaign.search_space_id)
+    first = Configuration(tuple(row.first_sites), tuple(row.first_defect_types))
+    last = Configuration(tuple(row.last_sites), tuple(row.last_defect_types))
+    bins = session.scalars(select(tables.CampaignBins).where(tables.CampaignBins.campaign_id == campaign.id))
+    return _Scan(
+        campaign.id, row.number, stored, space, Chunk(row.n_defects, first, last),
+        _scorer(session, campaign, stored, device=device),
+        None if campaign.query is None else DesignQuery.model_validate(campaign.query),
+        campaign.cutoff,
+        {b.property: np.linspace(b.low, b.high, b.n_bins + 1) for b in bins},
+    )  # fmt: skip
+
+
+def _scorer(session: Session, campaign: tables.Campaign, stored: StoredSupercell, *, device: str) -> Score:
+    """The model of a campaign as a function of blocks; without a model there is nothing to say of them."""
+    if campaign.model_id is None:
+        return _no_scores
+    from screening.learning.artifacts import ensemble_from_bytes
+    from screening.learning.scorer import score_block
+
+    model = session.get_one(tables.TrainedModel, campaign.model_id)
+    assert model.weights is not None
+    ensemble = ensemble_from_bytes(model.weights)
+    score = partial(score_block, ensemble, stored.supercell, device=device)
+
+    def scores_of(block: Block) -> Scores:
+        mean, std = score(block.sites, block.defect_types)
+        found = {}
+        for p, name in enumerate(ensemble.properties):
+            found[f"{name}_mean"] = mean[:, p].astype(np.float32)
+            found[f"{name}_std"] = std[:, p].astype(np.float32)
+        return found
+
+    return scores_of
+
+
+def _no_scores(_block: Block) -> Scores:
+    return {}
+
+
+def _copy(session: Session, campaign_id: int, kept: _Kept) -> None:
+    """Append rows to the partition of a campaign."""
+    columns: dict[str, Column] = {
+        "id": kept.ids,
+        "campaign_id": np.full(len(kept), campaign_id, np.int32),
+        "arrangement_id": kept.arrangement,
+        "multiplicity": kept.multiplicity,
+        **kept.scores,
+        "sites": kept.sites,
+    }
+    copy_rows(session, rows.partition_name(campaign_id), columns)
+
+
+def _count(
+    tally: _Tally, scan: _Scan, block: Block, composition: NDArray[np.int32], matches: NDArray[np.bool_], scores: Scores
+) -> None:
+    """Add a block to the counters."""
+    tally.n_candidates += len(block)
+    tally.n_configurations += int(block.multiplicity.sum(dtype=np.int64))
+    tally.checksum = add_checksums(tally.checksum, checksum(block))
+    for counter, chosen in ((tally.candidates, composition), (tally.matching, composition[matches])):
+        ids, numbers = np.unique(chosen, return_counts=True)
+        counter.update(dict(zip(ids.tolist(), numbers.tolist(), strict=True)))
+    for name, edges in scan.bins.items():
+        bins = np.searchsorted(edges, scores[f"{name}_mean"], side="right")
+        counts = np.bincount(bins, minlength=len(edges) + 1)
+        tally.histograms[name] = tally.histograms.get(name, 0) + counts
+
+
+def _store_tally(session: Session, chunk_id: int, tally: _Tally, *, has_query: bool) -> None:
+    """Store what was counted by composition and by bin."""
+    if tally.candidates:
+        session.execute(
+            insert(tables.ChunkCount),
+            [
+                {
+                    "chunk_id": chunk_id,
+                    "composition_id": composition_id,
+                    "n_candidates": n,
+                    "n_matching": tally.matching[composition_id] if has_query else None,
+                }
+                for composition_id, n in tally.candidates.items()
+            ],
+        )
+    if tally.histograms:
+        session.execute(
+            insert(tables.ChunkHistogram),
+            [
+                {"chunk_id": chunk_id, "property": name, "counts": counts.tolist()}
+                for name, counts in tally.histograms.items()
+            ],
+        )
+
+
+def _trim(engine: Engine, campaign_id: int, *, slack: int) -> None:
+    """Delete rows that are no longer among the best, unless somebody is at it; a transaction of its own."""
+    with session_scope(engine) as session:
+        campaign = session.scalar(
+            select(tables.Campaign)
+            .where(tables.Campaign.id == campaign_id)
+            .with_for_update(key_share=True, skip_locked=True)
+        )
+        if campaign is not None:
+            campaign.cutoff = rows.trim(session, campaign, slack=slack)
