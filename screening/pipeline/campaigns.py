@@ -23,11 +23,13 @@ from screening.database import campaigns as rows
 from screening.database import tables
 from screening.database.design_query import DesignQuery
 from screening.database.session import session_scope
-from screening.defects.enumeration import plan_chunks
+from screening.defects.enumeration import CHUNK_ROWS, plan_chunks
 from screening.errors import CountMismatchError, InputError
 from screening.pipeline.searches import check_trained_types, load_search_space
 
 N_BINS = 200
+CHUNKS = 24  # of a small campaign: enough that the workers end together
+MIN_CHUNK_ROWS = 20_000  # what begins and ends a chunk takes 0.1 s
 _MARGIN = 0.5  # of the range of the labels, on both sides of it: predictions go beyond what was learnt
 _PER_SITE, _TOTAL = "formation_energy_per_site", "formation_energy"
 
@@ -47,8 +49,13 @@ class CampaignRequest:
     name: str | None = None
 
 
-def plan(session: Session, search_space_id: int, request: CampaignRequest) -> tables.Campaign:
+def plan(
+    session: Session, search_space_id: int, request: CampaignRequest, *, chunk_rows: int | None = None
+) -> tables.Campaign:
     """Write a campaign with its chunks, which wait for its start; one that keeps all is there once and found again.
+
+    Args:
+        chunk_rows: candidates of a chunk, about; made up from their number if not given.
 
     Raises:
         InputError: the model is not trained, or has not seen a defect type, or lacks a property of the query; or the
@@ -77,9 +84,9 @@ def plan(session: Session, search_space_id: int, request: CampaignRequest) -> ta
             select(tables.Campaign.id).where(tables.Campaign.name == request.name)
         ):
             raise InputError(f"a campaign is called {request.name!r} already; choose another name with --name")
-        return plan(session, search_space_id, request)  # another caller has added it since
+        return plan(session, search_space_id, request, chunk_rows=chunk_rows)  # another caller has added it since
     rows.add_partition(session, added.id)
-    _add_chunks(session, added)
+    _add_chunks(session, added, chunk_rows)
     _add_bins(session, added)
     session.flush()
     return added
@@ -245,8 +252,11 @@ def _free_name(session: Session, search_space_id: int, request: CampaignRequest)
     return next(name for name in names if name not in taken)
 
 
-def _add_chunks(session: Session, campaign: tables.Campaign) -> None:
+def _add_chunks(session: Session, campaign: tables.Campaign, chunk_rows: int | None) -> None:
     stored, space = load_search_space(session, campaign.search_space_id)
+    if chunk_rows is None:
+        n_candidates = session.get_one(tables.SearchSpace, campaign.search_space_id).expected
+        chunk_rows = min(CHUNK_ROWS, max(MIN_CHUNK_ROWS, n_candidates // CHUNKS))
     session.execute(
         insert(tables.Chunk),
         [
@@ -261,7 +271,7 @@ def _add_chunks(session: Session, campaign: tables.Campaign) -> None:
                 "last_sites": list(chunk.last.sites),
                 "last_defect_types": list(chunk.last.defect_types),
             }
-            for number, chunk in enumerate(plan_chunks(space, stored.symmetry))
+            for number, chunk in enumerate(plan_chunks(space, stored.symmetry, rows=chunk_rows))
         ],
     )
 
