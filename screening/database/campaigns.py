@@ -15,6 +15,8 @@ from sqlalchemy.orm import Session
 from screening.database.design_query import DesignQuery, sort_key
 from screening.database.tables import Campaign, Candidate, Chunk
 
+IDS_PER_CHUNK = 10**7  # ids of candidates of a chunk begin at its number times this
+
 
 @dataclass(frozen=True)
 class CampaignProgress:

@@ -30,6 +30,7 @@ from screening.pipeline.searches import check_trained_types, load_search_space
 N_BINS = 200
 CHUNKS = 24  # of a small campaign: enough that the workers end together
 MIN_CHUNK_ROWS = 20_000  # what begins and ends a chunk takes 0.1 s
+_UNEVENNESS = 8  # of chunks that are as small as can be planned: the largest over the mean
 _MARGIN = 0.5  # of the range of the labels, on both sides of it: predictions go beyond what was learnt
 _PER_SITE, _TOTAL = "formation_energy_per_site", "formation_energy"
 
@@ -254,9 +255,15 @@ def _free_name(session: Session, search_space_id: int, request: CampaignRequest)
 
 def _add_chunks(session: Session, campaign: tables.Campaign, chunk_rows: int | None) -> None:
     stored, space = load_search_space(session, campaign.search_space_id)
+    n_candidates = session.get_one(tables.SearchSpace, campaign.search_space_id).expected
     if chunk_rows is None:
-        n_candidates = session.get_one(tables.SearchSpace, campaign.search_space_id).expected
         chunk_rows = min(CHUNK_ROWS, max(MIN_CHUNK_ROWS, n_candidates // CHUNKS))
+    chunks = plan_chunks(space, stored.symmetry, rows=chunk_rows)
+    if n_candidates * _UNEVENNESS > len(chunks) * rows.IDS_PER_CHUNK:
+        raise InputError(
+            f"the search space has {n_candidates:,} candidates, which is more than can be scanned one by one; take "
+            "fewer defects, limit numbers or separations, or draw a sample (`screening enumerate --sample`)"
+        )
     session.execute(
         insert(tables.Chunk),
         [
@@ -271,7 +278,7 @@ def _add_chunks(session: Session, campaign: tables.Campaign, chunk_rows: int | N
                 "last_sites": list(chunk.last.sites),
                 "last_defect_types": list(chunk.last.defect_types),
             }
-            for number, chunk in enumerate(plan_chunks(space, stored.symmetry, rows=chunk_rows))
+            for number, chunk in enumerate(chunks)
         ],
     )
 

@@ -38,7 +38,6 @@ from screening.errors import LeaseLostError
 from screening.pipeline.hosts import StoredSupercell, add_compositions
 from screening.pipeline.searches import load_search_space
 
-IDS_PER_CHUNK = 10**7
 _SAME_PROBABILITY = 2e-6  # the database rounds probabilities to six digits before it ranks them
 
 Scores = dict[str, NDArray[np.float32]]  # by column: <property>_mean and <property>_std, (n,) each
@@ -180,10 +179,10 @@ class _Stream:
                 raise LeaseLostError("the lease ran out, or the campaign was cancelled")
             scores = scan.score(block)
             arrangement, composition = self._arrangements.of(block)
-            ids = scan.number * IDS_PER_CHUNK + tally.n_candidates + np.arange(len(block))
+            ids = scan.number * rows.IDS_PER_CHUNK + tally.n_candidates + np.arange(len(block))
             matches = keep(_Kept(ids, arrangement, block.multiplicity, block.sites, scores))
             _count(tally, scan, block, composition, matches, scores)
-        assert tally.n_candidates <= IDS_PER_CHUNK, "a chunk has more candidates than ids"
+        assert tally.n_candidates <= rows.IDS_PER_CHUNK, "a chunk has more candidates than ids"
 
 
 def _store_all(session: Session, campaign_id: int, block: _Kept) -> NDArray[np.bool_]:
