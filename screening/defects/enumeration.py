@@ -271,6 +271,7 @@ def walk_rules(space: SearchSpace, symmetry: Symmetry) -> Rules:
     return Rules(
         _codes_by_site(space),
         np.array([t.code for t in space.defect_types], np.int64),
+        np.array([space.supercell.allowed(t)[-1] for t in space.defect_types], np.int64),
         np.array(space.min_counts, np.int64),
         np.array(space.max_counts, np.int64),
         allowed_pairs(space.supercell, symmetry, space.limits),

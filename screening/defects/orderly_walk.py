@@ -5,9 +5,10 @@ A sequence is two int64 arrays: sites, ascending, and codes; a point is one inte
 Nearly all the time goes into asking whether a canonical sequence P and one more point s are canonical. For an operation
 that carries a point of P onto the smallest site, the image Q of P is not below P. Let P_j be the first point of P at
 which they differ, or s if Q = P; let t be the image of s. Then Q with t is below P with s if t < P_j, above it if
-t > P_j (Q_j or t stand at place j), and only t = P_j needs the whole comparison. So the points P_j are noted once for
-all points that may follow P, and each of these costs one look at a permutation per operation. The few operations that
-carry s itself onto the smallest site are mostly decided by the smallest site in the image of P.
+t > P_j (Q_j or t stand at place j), and only t = P_j needs the whole comparison. So each operation turns, once for all
+points that may follow P, the sites that it forbids into a *verdict* for each site, in loops that the compiler
+vectorises; what is left per point is mostly to read it. The few operations that carry s itself onto the smallest site
+are mostly decided by the smallest site in the image of P.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from screening.defects.checksum import mixed
 
 _ITSELF = -1  # in place of P_j where an operation leaves the prefix as it is
+_OPEN, _CLOSER, _FORBIDDEN = np.uint8(0), np.uint8(1), np.uint8(2)  # closer: the image has the site of P_j
 
 
 class Rules(NamedTuple):
@@ -29,6 +31,7 @@ class Rules(NamedTuple):
     Attributes:
         site_codes: (n_sites, n_columns) int64, the codes allowed on each site, ascending, padded with -1.
         codes: (n_types,) int64.
+        last_sites: (n_types,) int64, the last site on which each code is allowed.
         min_counts: (n_types,) int64.
         max_counts: (n_types,) int64.
         allowed_pairs: as screening.defects.limits.allowed_pairs gives it.
@@ -37,6 +40,7 @@ class Rules(NamedTuple):
 
     site_codes: NDArray[np.int64]
     codes: NDArray[np.int64]
+    last_sites: NDArray[np.int64]
     min_counts: NDArray[np.int64]
     max_counts: NDArray[np.int64]
     allowed_pairs: NDArray[np.bool_]
@@ -70,7 +74,7 @@ def fill(  # type: ignore[no-untyped-def]
         _note(path_sites, path_codes, d, n_defects + n_after - d - 1, rules, notes)
     n_rows = 0
     while depth >= 0 and n_rows < len(out_sites):
-        if not _next_point(path_sites, path_columns, depth, rules.site_codes):
+        if not _next_point(path_sites, path_columns, depth, rules.site_codes, notes[0][depth]):
             depth -= 1
             continue
         path_codes[depth] = rules.site_codes[path_sites[depth], path_columns[depth]]
@@ -114,7 +118,7 @@ def estimate_rows(prefix_sites, prefix_codes, n_after, n_probes, seed, rules):  
                 open_depth(path_sites, path_columns, depth, rules.site_codes.shape[1])
                 _note(path_sites, path_codes, depth, n_defects - depth - 1, rules, notes)
                 n_children, chosen_site, chosen_code = 0, 0, 0
-                while _next_point(path_sites, path_columns, depth, rules.site_codes):
+                while _next_point(path_sites, path_columns, depth, rules.site_codes, notes[0][depth]):
                     path_codes[depth] = rules.site_codes[path_sites[depth], path_columns[depth]]
                     if _stabilizer(path_sites, path_codes, depth, rules, notes) > 0:
                         n_children += 1
@@ -154,13 +158,13 @@ def smallest_image(sites, codes, permutations, to_representative, representative
     return best_sites, best_codes, same
 
 
-@numba.njit(cache=True)
-def _next_point(path_sites, path_columns, depth, site_codes):  # type: ignore[no-untyped-def]
-    """Move to the next allowed point at this depth; False when there is none."""
+@numba.njit(cache=True, forceinline=True)
+def _next_point(path_sites, path_columns, depth, site_codes, verdicts):  # type: ignore[no-untyped-def]
+    """Move to the next point at this depth that is not forbidden by its site; False when there is none."""
     n_sites, n_columns = site_codes.shape
     site, column = path_sites[depth], path_columns[depth] + 1
     while True:
-        if site >= 0 and column < n_columns and site_codes[site, column] >= 0:
+        if column < n_columns and site_codes[site, column] >= 0 and verdicts[site] < _FORBIDDEN:
             path_sites[depth], path_columns[depth] = site, column
             return True
         site += 1
@@ -174,10 +178,13 @@ def _no_notes(n_defects, rules):  # type: ignore[no-untyped-def]
     """Arrays for what `_note` writes down about the sequences of a path, by their length."""
     n_operations = n_defects * rules.to_representative.shape[1]
     return (
-        np.empty((n_defects, n_operations), np.int64),  # operations that carry one of its points onto the first site
+        np.empty((n_defects, len(rules.site_codes)), np.uint8),  # verdict on each site that may follow
+        np.empty((n_defects, len(rules.codes)), np.int64),  # the last site on which each code may follow
+        np.empty(
+            (n_defects, n_operations), np.int64
+        ),  # operations that carry a point onto the first site, but identity
         np.empty((n_defects, n_operations), np.int64),  # the point P_j of each
         np.empty(n_defects, np.int64),  # their number
-        np.empty((n_defects, len(rules.codes)), np.bool_),  # whether each code may follow
         np.empty((2, n_defects), np.int64),  # room for an image
     )
 
@@ -185,8 +192,9 @@ def _no_notes(n_defects, rules):  # type: ignore[no-untyped-def]
 @numba.njit(cache=True)
 def _note(sites, codes, length, n_left, rules, notes):  # type: ignore[no-untyped-def]
     """Note what all points that may follow a canonical sequence have in common; `n_left` more follow after them."""
-    operations, points, n_operations, code_allowed, image = notes
-    _note_codes(codes, length, n_left, rules, code_allowed[length])
+    verdicts, last_sites, operations, points, n_operations, image = notes
+    _note_codes(codes, length, n_left, rules, last_sites[length])
+    _note_sites(sites, length, rules, verdicts[length])
     n = 0
     for i in range(length):
         if rules.representatives[sites[i]] != sites[0] or codes[i] != codes[0]:
@@ -195,64 +203,93 @@ def _note(sites, codes, length, n_left, rules, notes):  # type: ignore[no-untype
             operation = rules.to_representative[sites[i], column]
             if operation < 0:
                 break
+            if operation == 0:
+                continue
             _image(sites, codes, length, rules.permutations[operation], image[0], image[1])
+            j = 0
+            while j < length and image[0, j] == sites[j] and image[1, j] == codes[j]:
+                j += 1
             operations[length, n] = operation
-            points[length, n] = _ITSELF
-            for d in range(length):
-                if image[0, d] != sites[d] or image[1, d] != codes[d]:
-                    points[length, n] = _point(sites[d], codes[d])
-                    break
+            points[length, n] = _point(sites[j], codes[j]) if j < length else _ITSELF
+            site = sites[j] if j < length else _ITSELF
+            _note_operation(rules.permutations[operation], site, sites[length - 1] + 1, verdicts[length])
             n += 1
     n_operations[length] = n
 
 
 @numba.njit(cache=True)
-def _note_codes(path_codes, length, n_left, rules, code_allowed):  # type: ignore[no-untyped-def]
-    """Which codes may follow: none too often, and `n_left` more points can mend those that occur too seldom."""
+def _note_sites(sites, length, rules, verdicts):  # type: ignore[no-untyped-def]
+    """Forbid sites whose orbit has a smaller site than the first one, and those of forbidden pairs."""
+    for site in range(len(verdicts)):
+        first = sites[0] if length > 0 else site
+        verdicts[site] = _FORBIDDEN if rules.representatives[site] < first else _OPEN
+    if len(rules.allowed_pairs) > 0:
+        for d in range(length):
+            for site in range(len(verdicts)):
+                if not rules.allowed_pairs[sites[d], site]:
+                    verdicts[site] = _FORBIDDEN
+
+
+@numba.njit(cache=True)
+def _note_operation(permutation, smallest, start, verdicts):  # type: ignore[no-untyped-def]
+    """Add an operation's verdict on the sites from `start` on, given the site of P_j."""
+    # slices, indices from 0 and narrow types: otherwise the loop is not vectorised, and ten times slower
+    images, found = permutation[start:], verdicts[start:]
+    for i in range(len(found)):
+        limit = np.int16(start + i) if smallest == _ITSELF else np.int16(smallest)
+        verdict = _FORBIDDEN if images[i] < limit else (_CLOSER if images[i] == limit else _OPEN)
+        found[i] = max(found[i], verdict)
+
+
+@numba.njit(cache=True)
+def _note_codes(path_codes, length, n_left, rules, last_sites):  # type: ignore[no-untyped-def]
+    """Up to which site each code may follow, -1 for none.
+
+    None occurs too often, and `n_left` points on later sites must be able to mend those that occur too seldom.
+    """
     for following in range(len(rules.codes)):
         n_missing = 0
-        code_allowed[following] = True
+        last_sites[following] = rules.last_sites[following]
         for t in range(len(rules.codes)):
             count = int(t == following)
             for d in range(length):
                 if path_codes[d] == rules.codes[t]:
                     count += 1
             if count > rules.max_counts[t]:
-                code_allowed[following] = False
-            n_missing += max(0, rules.min_counts[t] - count)
+                last_sites[following] = -1
+            if count < rules.min_counts[t]:
+                n_missing += rules.min_counts[t] - count
+                last_sites[following] = min(last_sites[following], rules.last_sites[t] - 1)
         if n_missing > n_left:
-            code_allowed[following] = False
+            last_sites[following] = -1
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, forceinline=True)
 def _stabilizer(sites, codes, depth, rules, notes):  # type: ignore[no-untyped-def]
     """Order of the stabilizer of a noted sequence and the point at `depth`; 0 if not canonical, or not allowed."""
-    operations, points, n_operations, code_allowed, image = notes
+    verdicts, last_sites, operations, points, n_operations, image = notes
     site, code = sites[depth], codes[depth]
-    first = sites[0]
-    if rules.representatives[site] < first or (rules.representatives[site] == first and code < codes[0]):
+    is_in_first_orbit = rules.representatives[site] == sites[0]
+    if verdicts[depth, site] >= _FORBIDDEN or (is_in_first_orbit and code < codes[0]):
         return 0
     for t in range(len(rules.codes)):
-        if rules.codes[t] == code and not code_allowed[depth, t]:
+        if rules.codes[t] == code and site > last_sites[depth, t]:
             return 0
-    if not _pairs_allow(sites, depth, rules.allowed_pairs):
-        return 0
-    same = 0
-    for k in range(n_operations[depth]):
-        operation = operations[depth, k]
-        moved = _point(rules.permutations[operation, site], code)
-        noted = points[depth, k]
-        if noted == _ITSELF:
-            noted = _point(site, code)
-            same += int(moved == noted)
-        elif moved == noted:
-            order = _order_of_image(sites, codes, depth + 1, rules.permutations[operation], image)
-            if order < 0:
+    same = int(depth > 0)  # the identity; of a single point it is one of those that carry it onto the first site
+    if verdicts[depth, site] == _CLOSER:
+        for k in range(n_operations[depth]):
+            moved = _point(rules.permutations[operations[depth, k], site], code)
+            noted = points[depth, k]
+            if noted == _ITSELF:
+                same += int(moved == _point(site, code))
+            elif moved < noted:
                 return 0
-            same += int(order == 0)
-        if moved < noted:
-            return 0
-    if rules.representatives[site] != first or code != codes[0]:
+            elif moved == noted:
+                order = _order_of_image(sites, codes, depth + 1, rules.permutations[operations[depth, k]], image)
+                if order < 0:
+                    return 0
+                same += int(order == 0)
+    if not is_in_first_orbit or code != codes[0]:
         return same
     more = _same_onto_first(sites, codes, depth, rules, image)
     return 0 if more < 0 else same + more
@@ -281,7 +318,7 @@ def _same_onto_first(sites, codes, depth, rules, image):  # type: ignore[no-unty
     return same
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, forceinline=True)
 def _point(site, code):  # type: ignore[no-untyped-def]
     """A point as one integer; codes fit 15 bits."""
     return np.int64(site) << 16 | np.int64(code)
@@ -292,17 +329,6 @@ def _order_of_image(sites, codes, length, permutation, image):  # type: ignore[n
     """-1, 0 or 1 as the image of a sequence is smaller, equal or larger than itself."""
     _image(sites, codes, length, permutation, image[0], image[1])
     return _compare(image[0], image[1], sites, codes, length)
-
-
-@numba.njit(cache=True)
-def _pairs_allow(path_sites, depth, allowed_pairs):  # type: ignore[no-untyped-def]
-    """Whether the last site may be beside all those before it; an empty table allows every pair."""
-    if len(allowed_pairs) == 0:
-        return True
-    for d in range(depth):  # noqa: SIM110 - numba compiles no generator expression
-        if not allowed_pairs[path_sites[d], path_sites[depth]]:
-            return False
-    return True
 
 
 @numba.njit(cache=True)
