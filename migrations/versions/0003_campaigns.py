@@ -59,12 +59,13 @@ CREATE FUNCTION check_campaign_is_complete() RETURNS trigger LANGUAGE plpgsql AS
 DECLARE
     n_open bigint;
     counted bigint;
+    matching bigint;
     wanted bigint;
     stored bigint;
     n_different bigint;
 BEGIN
-    SELECT count(*) FILTER (WHERE state <> 'finished'), coalesce(sum(n_candidates), 0) INTO n_open, counted
-        FROM chunks WHERE campaign_id = NEW.id;
+    SELECT count(*) FILTER (WHERE state <> 'finished'), coalesce(sum(n_candidates), 0), coalesce(sum(n_matching), 0)
+        INTO n_open, counted, matching FROM chunks WHERE campaign_id = NEW.id;
     SELECT expected INTO wanted FROM search_spaces WHERE id = NEW.search_space_id;
     SELECT count(*) INTO n_different FROM (
         SELECT composition_id, sum(chunk_counts.n_candidates) AS counted_here
@@ -76,7 +77,7 @@ BEGIN
     WHERE counted_here IS DISTINCT FROM expected;
     EXECUTE format('SELECT count(*) FROM candidates_%s', NEW.id) INTO stored;
     IF n_open > 0 OR counted <> wanted OR n_different > 0 OR (NEW.storage = 'all' AND stored <> wanted)
-        OR (NEW.storage = 'best' AND stored > least(wanted, (NEW.query ->> 'limit')::bigint)) THEN
+        OR (NEW.storage = 'best' AND stored <> least(matching, (NEW.query ->> 'limit')::bigint)) THEN
         RAISE EXCEPTION 'campaign % is not complete: % open chunks, % of % counted, % stored, % compositions differ',
             NEW.name, n_open, counted, wanted, stored, n_different
             USING ERRCODE = 'check_violation', CONSTRAINT = 'ck_campaigns_is_complete', TABLE = 'campaigns';
