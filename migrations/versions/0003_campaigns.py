@@ -48,10 +48,12 @@ CREATE FUNCTION index_campaign_partition(campaign integer) RETURNS void LANGUAGE
 DECLARE name text := format('candidates_%s', campaign);
 BEGIN
     EXECUTE format('CREATE INDEX IF NOT EXISTS %I ON %I USING brin (id)', name || '_id', name);
-    EXECUTE format('CREATE INDEX IF NOT EXISTS %I ON %I (formation_energy_per_site_mean, homo_lumo_gap_min_mean)',
-        name || '_energy', name);
-    EXECUTE format('CREATE INDEX IF NOT EXISTS %I ON %I (homo_lumo_gap_min_mean, formation_energy_per_site_mean)',
-        name || '_gap', name);
+    IF EXISTS (SELECT FROM campaigns WHERE id = campaign AND model_id IS NOT NULL) THEN
+        EXECUTE format('CREATE INDEX IF NOT EXISTS %I ON %I (formation_energy_per_site_mean, homo_lumo_gap_min_mean)',
+            name || '_energy', name);
+        EXECUTE format('CREATE INDEX IF NOT EXISTS %I ON %I (homo_lumo_gap_min_mean, formation_energy_per_site_mean)',
+            name || '_gap', name);
+    END IF;
     EXECUTE format('ANALYZE %I', name);
 END $$;
 
