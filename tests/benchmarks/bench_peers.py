@@ -8,17 +8,24 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from screening.defects.catalogue import catalogue_host
-from screening.defects.defect_types import Configuration, parse_composition
+from screening.defects.defect_types import Configuration, DefectType, parse_composition
 from screening.defects.enumeration import Block, Chunk, SearchSpace, enumerate_chunk
 from screening.defects.host import Supercell
 from screening.defects.symmetry import Symmetry, find_symmetry
+from screening.learning.ensemble import Calibration, Ensemble
+from screening.learning.gnn import Architecture, SparseDefectNetwork
+from screening.learning.references import References
+from screening.learning.scorer import score_block
+from screening.learning.settings import TrainingSettings
 from tests.benchmarks.conftest import PrintLine, figure_line, seconds_of
 from tests.benchmarks.peer_environments import run_peer
 
@@ -65,6 +72,41 @@ def bench_enumeration_beside_shry(print_line: PrintLine) -> None:
     what = "2*v_S+2*Se_S in 8x8 MoS2"
     _compare(print_line, f"{what}: search alone", search.n_expected, ours=times["ours"], shry=times["shry"])
     _compare(print_line, f"{what}: start", 1, ours=times["ours, start"], shry=times["shry, start"])
+
+
+def bench_scoring_beside_megnetsparse(print_line: PrintLine) -> None:
+    """Three defects in 8x8 MoS2: MEGNetSparse's way to one output of one network, ours to all of an ensemble."""
+    torch.set_num_threads(1)
+    search = _Search.of("v_Mo:1,v_S:1,Se_S:1")
+    (block,) = search.run()
+    question = {
+        "structures": [_defect_cell(search.supercell, block.configuration(row)) for row in range(0, len(block), 30)],
+        "unit_cell": _cell(Supercell.parse(search.supercell.host, "1x1")),
+        "repeats": [8, 8, 1],
+    }
+    ensemble = _untrained(search.space.defect_types)
+    sites, codes = np.tile(block.sites, (10, 1)), np.tile(block.defect_types, (10, 1))
+    score_block(ensemble, search.supercell, sites, codes, device="cpu")  # compiled, or loaded
+    times: dict[str, list[float]] = defaultdict(list)  # of 1000
+    for _ in range(REPEATS):
+        answer = run_peer("megnetsparse", question)
+        assert answer["n_nodes"] == [3]
+        assert answer["n_edges"] >= 6
+        for stage, n in (("sparse", "n_structures"), ("graph", "n_structures"), ("network", "n_graphs")):
+            times[stage].append(1000 * answer[f"{stage}_s"] / answer[n])
+        for _ in range(OURS_PER_PEER):
+            seconds = seconds_of(lambda: score_block(ensemble, search.supercell, sites, codes, device="cpu"))
+            times["ours"].append(1000 * seconds / len(sites))
+    what = "3 defects in 8x8 MoS2"
+    print_line(figure_line(f"{what}: structure to sparse structure", "megnetsparse", 1000, times["sparse"]))
+    print_line(figure_line(f"{what}: sparse structure to graph", "megnetsparse", 1000, times["graph"]))
+    network = f"{what}: one network of {answer['n_parameters']} parameters on ready graphs; ours from sites, 5 members"
+    _compare(print_line, network, 1000, ours=times["ours"], megnetsparse=times["network"])
+    way = [sum(stages) for stages in zip(times["sparse"], times["graph"], times["network"], strict=True)]
+    _compare(
+        print_line, f"{what}: structure to output of one network; ours from sites, 5 members", 1000,
+        ours=times["ours"], megnetsparse=way,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,10 +162,29 @@ def _structures(composition: str) -> list[tuple[tuple[str, ...], NDArray[np.floa
     ]  # fmt: skip
 
 
+def _untrained(defect_types: Sequence[DefectType]) -> Ensemble:
+    """Five members of the default size; the weights do not matter to the time."""
+    settings = TrainingSettings()
+    torch.manual_seed(0)
+    outputs = ("formation_energy_per_site", "homo_lumo_gap_min", "homo", "lumo")
+    n = len(outputs)
+    architecture = Architecture(5, 1, n, width=settings.width, n_blocks=settings.n_blocks)
+    codes = tuple(sorted(t.code for t in defect_types))
+    references = References(("MoS2",), codes, outputs, np.ones((1, len(codes))), np.zeros((1, n)), np.ones(n))
+    network = SparseDefectNetwork(architecture).eval()
+    return Ensemble(network, references, Calibration(np.full(n, 0.01), np.ones(n)), outputs)
+
+
 def _cell(supercell: Supercell) -> dict[str, Any]:
     """A supercell as peers read it."""
+    return _defect_cell(supercell, Configuration((), ()))
+
+
+def _defect_cell(supercell: Supercell, configuration: Configuration) -> dict[str, Any]:
+    """A supercell with defects as peers read it."""
+    species, positions = supercell.structure(configuration)
     return {
         "lattice": supercell.lattice.tolist(),
-        "species": list(supercell.species),
-        "fractional_positions": (supercell.positions @ np.linalg.inv(supercell.lattice)).tolist(),
+        "species": list(species),
+        "fractional_positions": (positions @ np.linalg.inv(supercell.lattice)).tolist(),
     }
