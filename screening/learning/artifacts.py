@@ -23,7 +23,7 @@ from screening.learning.ensemble import Calibration, Ensemble
 from screening.learning.gnn import Architecture, SparseDefectNetwork
 from screening.learning.references import References
 
-FORMAT = "screening ensemble 1"
+FORMAT = "screening ensemble 2"  # 1 was MEGNet; its weights mean nothing to the network of today
 _NETWORK = "network."
 _ARRAYS = ("energies", "means", "scales")
 
@@ -78,7 +78,9 @@ def ensemble_from_bytes(packed: bytes) -> Ensemble:
     """
     tensors, card = unpack(packed)
     if card.get("format") != FORMAT:
-        raise FileFormatError(f"the weights are of format {card.get('format')!r}; this version reads {FORMAT!r}")
+        raise FileFormatError(
+            f"the weights are of format {card.get('format')!r}, this version reads {FORMAT!r}; train the model again"
+        )
     network = SparseDefectNetwork(Architecture(**card["architecture"]))
     network.load_state_dict(
         {name.removeprefix(_NETWORK): tensor for name, tensor in tensors.items() if name.startswith(_NETWORK)}

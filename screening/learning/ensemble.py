@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from screening.learning.gnn import SparseDefectNetwork
 from screening.learning.references import ENERGY, ENERGY_PER_SITE, References
@@ -49,7 +48,7 @@ class Ensemble:
         return self.network.architecture.n_members
 
     def predict(
-        self, outputs: Tensor, offsets: NDArray[np.float64], n_defects: NDArray[np.int64]
+        self, outputs: NDArray[np.float32], offsets: NDArray[np.float64], n_defects: NDArray[np.int64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean and standard deviation (n, n_properties), eV or Bohr magneton.
 
@@ -59,8 +58,8 @@ class Ensemble:
             n_defects: (n,).
         """
         scales = self.references.scales
-        mean = offsets + outputs.mean(dim=0).double().numpy() * scales
-        spread = outputs.std(dim=0, correction=1).double().numpy() * scales if self.n_members > 1 else 0.0 * mean
+        mean = offsets + outputs.mean(axis=0) * scales
+        spread = outputs.std(axis=0, ddof=1) * scales if self.n_members > 1 else 0.0 * mean
         std = self.calibration.std(spread)
         columns = {name: (mean[:, p], std[:, p]) for p, name in enumerate(self.references.outputs)}
         per_site = columns[ENERGY_PER_SITE]

@@ -7,10 +7,14 @@ supercell for all ordered pairs of sites and looked up afterwards: no Python obj
 ==================  ====================  ==================================================================
 tensor              shape, dtype          meaning
 ==================  ====================  ==================================================================
+kinds               (K, 3) int64          kinds of defects: atomic numbers before and after (0 for a vacancy),
+                                          and index into `References.hosts`
+pair_kinds          (R, 3) int64          kinds of ordered pairs: kind of the target, kind of the source, row of
+                                          pair_features
 pair_features       (P, F) float32        features of the distinct ordered pairs of sites, see `pair_table`
-removed, added      (n_nodes,) int64      atomic numbers before and after; 0 for a vacancy
-pair                (n_edges,) int64      row of pair_features of each edge
-source, target      (n_edges,) int64      nodes of an edge
+node                (n_nodes,) int64      row of kinds of each node
+edge                (n_edges,) int64      row of pair_kinds of each edge
+target, source      (n_edges,) int64      nodes of an edge: the one that receives and the one that sends
 node_graph          (n_nodes,) int64      graph that a node belongs to
 edge_graph          (n_edges,) int64      graph that an edge belongs to
 host                (n_graphs,) int64     index into `References.hosts`
@@ -29,8 +33,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,12 +60,13 @@ _SAME_FEATURE = 2e-3  # far above the noise of lattice constants given to four d
 class Graphs:
     """A batch of graphs; shapes in the table above."""
 
-    removed: Tensor
-    added: Tensor
-    pair: Tensor
+    kinds: Tensor
+    pair_kinds: Tensor
     pair_features: Tensor
-    source: Tensor
+    node: Tensor
+    edge: Tensor
     target: Tensor
+    source: Tensor
     node_graph: Tensor
     edge_graph: Tensor
     host: Tensor
@@ -123,6 +129,20 @@ def _pair_features(supercell: Supercell) -> NDArray[np.float32]:
     return table
 
 
+def all_kinds(codes: NDArray[np.integer[Any]], n_pairs: int, host: int) -> tuple[Tensor, Tensor]:
+    """Kinds and pair_kinds of `Graphs` of all pairs of defect types in one supercell.
+
+    Args:
+        codes: (K,) distinct codes.
+        n_pairs: rows of its pair table; the kind of a pair is ``(target * K + source) * n_pairs + pair``.
+        host: index of the host.
+    """
+    code = torch.from_numpy(np.asarray(codes, np.int64))
+    kinds = torch.stack([code // 128, code % 128, torch.full_like(code, host)], dim=1)  # (K, 3)
+    number = torch.arange(len(code))
+    return kinds, torch.cartesian_prod(number, number, torch.arange(n_pairs))
+
+
 def block_graphs(table: PairTable, sites: NDArray[np.int16], defect_types: NDArray[np.int16], host: int) -> Graphs:
     """Graphs of a block of configurations with one number of defects.
 
@@ -132,22 +152,38 @@ def block_graphs(table: PairTable, sites: NDArray[np.int16], defect_types: NDArr
         defect_types: (n, k) codes.
         host: index of the host.
     """
-    n_graphs, k = sites.shape
+    codes = np.unique(defect_types)
+    kinds, pair_kinds = all_kinds(codes, len(table.features), host)
+    node = torch.from_numpy(np.searchsorted(codes, defect_types))  # (n, k)
     site = torch.from_numpy(sites.astype(np.int64))
-    code = torch.from_numpy(defect_types.astype(np.int64)).reshape(-1)
-    i, j = (torch.tensor(side, dtype=torch.int64) for side in _ordered_pairs(k))
-    first = torch.arange(n_graphs)[:, None] * k
+    return known_graphs(table, site, node, kinds, pair_kinds)
+
+
+def known_graphs(table: PairTable, site: Tensor, node: Tensor, kinds: Tensor, pair_kinds: Tensor) -> Graphs:
+    """Graphs of a block whose kinds are known, on the device of the arguments.
+
+    Args:
+        table: `pair_table` of the supercell.
+        site: (n, k) int64 site numbers.
+        node: (n, k) int64 rows of kinds.
+        kinds: this and the next as `all_kinds` gives them.
+    """
+    (n_graphs, k), device = site.shape, site.device
+    i, j = (torch.tensor(side, dtype=torch.int64, device=device) for side in _ordered_pairs(k))
+    pair = table.number[site[:, i], site[:, j]]  # (n, k (k - 1))
+    first = k * torch.arange(n_graphs, device=device)[:, None]
     return Graphs(
-        removed=code // 128,
-        added=code % 128,
-        pair=table.number[site[:, i].reshape(-1), site[:, j].reshape(-1)],
+        kinds=kinds,
+        pair_kinds=pair_kinds,
         pair_features=table.features,
-        source=(first + i[None]).reshape(-1),
-        target=(first + j[None]).reshape(-1),
-        node_graph=torch.arange(n_graphs).repeat_interleave(k),
-        edge_graph=torch.arange(n_graphs).repeat_interleave(len(i)),
-        host=torch.full((n_graphs,), host),
-        n_defects=torch.full((n_graphs,), float(k)),
+        node=node.reshape(-1),
+        edge=((node[:, i] * len(kinds) + node[:, j]) * len(table.features) + pair).reshape(-1),
+        target=(first + i).reshape(-1),
+        source=(first + j).reshape(-1),
+        node_graph=torch.arange(n_graphs, device=device).repeat_interleave(k),
+        edge_graph=torch.arange(n_graphs, device=device).repeat_interleave(len(i)),
+        host=kinds[0, 2].expand(n_graphs),
+        n_defects=torch.full((n_graphs,), float(k), device=device),
     )
 
 
@@ -173,22 +209,45 @@ def ragged_graphs(
         codes = np.array([configurations[row].defect_types for row in rows], np.int16)
         parts.append(block_graphs(tables[s], sites, codes, hosts[s]))
         order.extend(rows)
-    return select_graphs(join_graphs(parts), torch.argsort(torch.tensor(order)))
+    return select_graphs(_share_kinds(join_graphs(parts)), torch.argsort(torch.tensor(order)))
 
 
 def join_graphs(parts: Sequence[Graphs]) -> Graphs:
     """One batch of several."""
-    pairs = np.cumsum([0] + [len(part.pair_features) for part in parts])
-    nodes = np.cumsum([0] + [len(part.removed) for part in parts])
-    graphs = np.cumsum([0] + [part.n_graphs for part in parts])
-    shifts = {"pair": pairs, "source": nodes, "target": nodes, "node_graph": graphs, "edge_graph": graphs}
+    lengths = {name: [len(getattr(part, name)) for part in parts] for name in ("kinds", "pair_features", "pair_kinds")}
+    lengths |= {"nodes": [len(part.node) for part in parts], "graphs": [part.n_graphs for part in parts]}
+    shift = {name: np.cumsum([0, *numbers])[:-1].tolist() for name, numbers in lengths.items()}
+    numbering = {"node": "kinds", "edge": "pair_kinds", "target": "nodes", "source": "nodes"}
+    numbering |= {"node_graph": "graphs", "edge_graph": "graphs"}
     joined = {}
     for field in fields(Graphs):
         columns = [getattr(part, field.name) for part in parts]
-        if field.name in shifts:
-            columns = [column + int(shifts[field.name][n]) for n, column in enumerate(columns)]
+        if field.name in numbering:
+            columns = [c + s for c, s in zip(columns, shift[numbering[field.name]], strict=True)]
+        if field.name == "pair_kinds":
+            starts = zip(shift["kinds"], shift["kinds"], shift["pair_features"], strict=True)
+            columns = [c + torch.tensor(s) for c, s in zip(columns, starts, strict=True)]
         joined[field.name] = torch.cat(columns)
     return Graphs(**joined)
+
+
+def _share_kinds(graphs: Graphs) -> Graphs:
+    """The same graphs without kinds that are equal or that no edge has."""
+    features, feature = torch.unique(graphs.pair_features, dim=0, return_inverse=True)
+    kinds, kind = torch.unique(graphs.kinds, dim=0, return_inverse=True)
+    used, edge = used_pair_kinds(graphs)
+    target, source, pair = used.T
+    renumbered = torch.stack([kind[target], kind[source], feature[pair]], dim=1)
+    pair_kinds, row = torch.unique(renumbered, dim=0, return_inverse=True)
+    return replace(
+        graphs, kinds=kinds, pair_kinds=pair_kinds, pair_features=features, node=kind[graphs.node], edge=row[edge]
+    )
+
+
+def used_pair_kinds(graphs: Graphs) -> tuple[Tensor, Tensor]:
+    """The rows of pair_kinds that occur among the edges, and the row of each edge among them."""
+    used, edge = torch.unique(graphs.edge, return_inverse=True)
+    return graphs.pair_kinds[used], edge
 
 
 def select_graphs(graphs: Graphs, chosen: Tensor) -> Graphs:
@@ -196,13 +255,12 @@ def select_graphs(graphs: Graphs, chosen: Tensor) -> Graphs:
     nodes, node_graph, moved = _members(graphs.node_graph, graphs.n_graphs, chosen)
     edges, edge_graph, _ = _members(graphs.edge_graph, graphs.n_graphs, chosen)
     shift = moved[edge_graph]  # (n_edges,) from old to new node numbers
-    return Graphs(
-        removed=graphs.removed[nodes],
-        added=graphs.added[nodes],
-        pair=graphs.pair[edges],
-        pair_features=graphs.pair_features,
-        source=graphs.source[edges] + shift,
+    return replace(
+        graphs,
+        node=graphs.node[nodes],
+        edge=graphs.edge[edges],
         target=graphs.target[edges] + shift,
+        source=graphs.source[edges] + shift,
         node_graph=node_graph,
         edge_graph=edge_graph,
         host=graphs.host[chosen],

@@ -1,24 +1,33 @@
-"""Scoring: mean and standard deviation of every property for blocks of configurations."""
+"""Scoring: mean and standard deviation of every property for blocks of configurations.
+
+On a CPU the network runs in the compiled form of `compiled`; on a GPU in torch, its tables on the device and in
+half precision, which is exact to a small part of the model's own standard deviation.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from screening.defects.defect_types import Configuration
 from screening.defects.host import Supercell
 from screening.errors import StructureError
+from screening.learning.compiled import block_outputs, fold_network
 from screening.learning.ensemble import Ensemble
-from screening.learning.graph import block_graphs, pair_table
+from screening.learning.gnn import SparseDefectNetwork, Tables
+from screening.learning.graph import PairTable, all_kinds, known_graphs, pair_table
 from screening.learning.training import choose_device
 
-_EDGES_PER_BATCH = 16_384  # of all members together stays in cache
+Codes = tuple[int, ...]
+
+_EDGES_PER_BATCH = 2**18  # 80 MB for each array of edges, five members of width 32 in half precision
 
 
-@torch.no_grad()
 def score_block(
     ensemble: Ensemble,
     supercell: Supercell,
@@ -42,17 +51,14 @@ def score_block(
     host = supercell.host.name
     references = ensemble.references
     offsets = references.block_offsets(host, defect_types)
+    number, codes = references.hosts.index(host), tuple(references.seen_with(host))
+    kinds = np.searchsorted(codes, defect_types)
     where = choose_device(device)
-    network = ensemble.network.to(where).eval()
-    table = pair_table(supercell)
-    number = references.hosts.index(host)
-    rows_per_batch = max(64, _EDGES_PER_BATCH // (k * max(1, k - 1)))
-    outputs = []
-    for start in range(0, n_rows, rows_per_batch):
-        stop = start + rows_per_batch
-        graphs = block_graphs(table, sites[start:stop], defect_types[start:stop], number)
-        outputs.append(network(graphs.to(where)).cpu())
-    return ensemble.predict(torch.cat(outputs, dim=1), offsets, np.full(n_rows, k))
+    if where.type == "cpu":
+        outputs = block_outputs(fold_network(ensemble.network, supercell, number, codes, k), supercell, sites, kinds)
+    else:
+        outputs = torch_outputs(ensemble, supercell, sites, kinds, where=where, dtype=torch.float16)
+    return ensemble.predict(outputs, offsets, np.full(n_rows, k))
 
 
 def score_configurations(
@@ -76,3 +82,48 @@ def score_configurations(
         codes = np.array([configurations[row].defect_types for row in rows], np.int16)
         mean[rows], std[rows] = score_block(ensemble, supercell, sites, codes, device=device)
     return mean, std
+
+
+@torch.no_grad()
+def torch_outputs(
+    ensemble: Ensemble,
+    supercell: Supercell,
+    sites: NDArray[np.int16],
+    kinds: NDArray[np.int64],
+    *,
+    where: torch.device,
+    dtype: torch.dtype,
+) -> NDArray[np.float32]:
+    """Outputs (n_members, n, n_outputs) of the network as torch computes them.
+
+    Args:
+        kinds: (n, k) number of each defect's code among those seen with the host.
+        dtype: of what is done per edge and of the matrix products per node.
+    """
+    host = ensemble.references.hosts.index(supercell.host.name)
+    codes = tuple(ensemble.references.seen_with(supercell.host.name))
+    network = ensemble.network.to(where).eval()
+    pairs, kind_rows, pair_kinds, tables = _tables_on(network, supercell, (where, dtype), host, codes)
+    n_rows, k = sites.shape
+    rows_per_batch = max(64, _EDGES_PER_BATCH // (k * max(1, k - 1)))
+    outputs = []
+    for start in range(0, n_rows, rows_per_batch):
+        site, kind = (torch.from_numpy(x[start : start + rows_per_batch]).to(where).long() for x in (sites, kinds))
+        graphs = known_graphs(pairs, site, kind, kind_rows, pair_kinds)
+        with torch.autocast(where.type, dtype, enabled=dtype != torch.float32):
+            outputs.append(network(graphs, tables).float().cpu())
+    return torch.cat(outputs, dim=1).numpy()
+
+
+@lru_cache(maxsize=8)  # some MB; block after block is scored by one model
+@torch.no_grad()
+def _tables_on(
+    network: SparseDefectNetwork, supercell: Supercell, place: tuple[torch.device, torch.dtype], host: int, codes: Codes
+) -> tuple[PairTable, Tensor, Tensor, Tables]:
+    """The pair table of a supercell, its kinds and pair_kinds, and the network's tables for them, on a device."""
+    device, dtype = place
+    table = pair_table(supercell)
+    pairs = PairTable(table.number.to(device), table.features.to(device))
+    kinds, pair_kinds = (rows.to(device) for rows in all_kinds(np.array(codes), len(table.features), host))
+    tables = network.tables(kinds, pair_kinds, pairs.features)
+    return pairs, kinds, pair_kinds, tables.narrowed(dtype)

@@ -21,8 +21,8 @@ class TrainingSettings:
         device: `auto` (CUDA where it is), `cpu` or `cuda`.
     """
 
-    n_members: int = 4
-    width: int = 64
+    n_members: int = 5
+    width: int = 32
     n_blocks: int = 2
     epochs: int = 300
     patience: int = 0

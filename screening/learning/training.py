@@ -260,9 +260,9 @@ def _new_state(
 def _copy_weights(old: SparseDefectNetwork, new: SparseDefectNetwork) -> None:
     """Start a network from another one; hosts that only the new one has start from the mean of the old ones."""
     weights = old.state_dict()
-    known = weights["embed_host.weight"]  # (n_members, n_hosts, width)
+    known = weights["embed.host.weight"]  # (n_members, n_hosts, width)
     n_new = new.architecture.n_hosts - known.shape[1]
-    weights["embed_host.weight"] = torch.cat([known, known.mean(dim=1, keepdim=True).expand(-1, n_new, -1)], dim=1)
+    weights["embed.host.weight"] = torch.cat([known, known.mean(dim=1, keepdim=True).expand(-1, n_new, -1)], dim=1)
     new.load_state_dict(weights)
 
 

@@ -31,6 +31,12 @@ def test_other_bytes_are_refused(packed: bytes) -> None:
         ensemble_from_bytes(packed)
 
 
+def test_weights_of_an_older_network_are_refused_with_what_to_do() -> None:
+    old = pack({"network.embed_host.weight": torch.zeros(1)}, {"format": "screening ensemble 1"})
+    with pytest.raises(FileFormatError, match=r"'screening ensemble 1'.*train the model again"):
+        ensemble_from_bytes(old)
+
+
 def test_truncated_bytes_are_refused(ensemble: Ensemble) -> None:
     with pytest.raises(FileFormatError):
         ensemble_from_bytes(ensemble_to_bytes(ensemble)[:-100])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import silu
 
 from screening.defects.catalogue import catalogue_host
 from screening.defects.defect_types import Configuration
@@ -83,3 +84,50 @@ def test_gradients_of_members_are_independent(supercell: Supercell, network: Spa
         assert not parameter.grad[0].any()
         assert not parameter.grad[2].any()
     network.zero_grad()
+
+
+@torch.no_grad()
+def test_tables_made_once_give_what_tables_of_the_batch_give(
+    supercell: Supercell, network: SparseDefectNetwork
+) -> None:
+    sites = np.array([[2, 17, 25], [3, 16, 30]], np.int16)
+    graphs = block_graphs(pair_table(supercell), sites, np.array([[V_MO, V_S, SE_S]] * 2, np.int16), 1)
+    tables = network.tables(graphs.kinds, graphs.pair_kinds, graphs.pair_features)
+    torch.testing.assert_close(network(graphs, tables), network(graphs), atol=1e-6, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_the_output_is_the_equation_of_the_module(supercell: Supercell) -> None:
+    """One member, one configuration, defect by defect from the tables of messages and filters."""
+    torch.manual_seed(1)
+    network = SparseDefectNetwork(Architecture(n_members=1, n_hosts=2, n_outputs=3, width=8)).eval()
+    sites, codes = np.array([[2, 17, 25]], np.int16), np.array([[V_MO, V_S, SE_S]], np.int16)
+    graphs = block_graphs(pair_table(supercell), sites, codes, 1)
+    tables = network.tables(graphs.kinds, graphs.pair_kinds, graphs.pair_features)
+    row = {(int(t), int(s)): int(e) for t, s, e in zip(graphs.target, graphs.source, graphs.edge, strict=True)}
+    block = network.blocks[0]
+    A, B = block.own_and_other.weight[0].chunk(2, dim=1)
+    a, b = block.own_and_other.bias[0, 0].chunk(2)
+    x, s1, h1, s2 = [], [], [], []
+    for i in range(3):
+        x.append(tables.start[0, graphs.node[i]])
+        got = sum(tables.messages[0, row[i, j]] for j in range(3) if j != i) / 3**0.5
+        s1.append(silu(tables.own[0, graphs.node[i]] + got))
+        h1.append(x[i] + s1[i] @ block.update.weight[0] + block.update.bias[0, 0])
+    for i in range(3):
+        got = sum(tables.filters[0][0, row[i, j]] * (h1[j] @ B + b) for j in range(3) if j != i) / 3**0.5
+        s2.append(silu(h1[i] @ A + a + got))
+    mean = torch.cat([sum(s1), sum(s2)]) / 3
+    largest = torch.stack(s2).max(dim=0).values
+    features = torch.cat([mean, 3 * mean / 8, largest, network.embed.host.weight[0, 1]])
+    hidden = silu(features @ network.read_in.weight[0] + network.read_in.bias[0, 0])
+    expected = (
+        torch.cat(
+            [
+                mean @ network.node_energy.weight[0] + network.node_energy.bias[0, 0],
+                hidden @ network.read_out.weight[0] + network.read_out.bias[0, 0],
+            ]
+        )
+        + sum(tables.pair_outputs[0, e] for e in row.values()) / 3
+    )
+    torch.testing.assert_close(network(graphs)[0, 0], expected, atol=1e-5, rtol=1e-4)

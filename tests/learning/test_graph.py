@@ -10,7 +10,7 @@ from screening.defects.catalogue import catalogue_host
 from screening.defects.defect_types import Configuration
 from screening.defects.host import Host, Supercell
 from screening.defects.symmetry import find_symmetry
-from screening.learning.graph import block_graphs, join_graphs, pair_table, ragged_graphs, select_graphs
+from screening.learning.graph import Graphs, block_graphs, join_graphs, pair_table, ragged_graphs, select_graphs
 
 V_S = 16 * 128
 
@@ -19,6 +19,11 @@ def features_of_pairs(supercell: Supercell) -> np.ndarray:
     """(n_sites, n_sites, n_features)."""
     table = pair_table(supercell)
     return np.asarray(table.features[table.number].numpy())
+
+
+def features_of_edges(graphs: Graphs) -> torch.Tensor:
+    """(n_edges, n_features)."""
+    return graphs.pair_features[graphs.pair_kinds[graphs.edge, 2]]
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +100,11 @@ def test_ragged_graphs_keep_the_order_of_the_rows(supercell: Supercell) -> None:
         alone = block_graphs(
             table, np.array([configuration.sites], np.int16), np.array([configuration.defect_types], np.int16), 0
         )
-        assert torch.equal(one.removed, alone.removed)
-        assert torch.equal(one.added, alone.added)
-        assert torch.equal(one.pair_features[one.pair], alone.pair_features[alone.pair])
+        assert torch.equal(one.kinds[one.node], alone.kinds[alone.node])
+        assert torch.equal(features_of_edges(one), features_of_edges(alone))
+        for end in (0, 1):
+            of_edges = [g.kinds[g.pair_kinds[g.edge, end]] for g in (one, alone)]
+            assert torch.equal(*of_edges)
         assert torch.equal(one.source, alone.source)
         assert torch.equal(one.target, alone.target)
 
@@ -108,8 +115,33 @@ def test_selecting_graphs_twice_and_in_any_order_renumbers_their_nodes(supercell
     graphs = join_graphs([block_graphs(table, sites, np.full_like(sites, V_S), 0)] * 2)
     chosen = select_graphs(graphs, torch.tensor([5, 0, 5]))
     assert chosen.node_graph.tolist() == [0, 0, 1, 1, 2, 2]
-    assert chosen.source.tolist() == [0, 1, 2, 3, 4, 5]  # each graph's own nodes, though one occurs twice
-    assert chosen.target.tolist() == [1, 0, 3, 2, 5, 4]
-    edges = chosen.pair_features[chosen.pair]
+    assert chosen.target.tolist() == [0, 1, 2, 3, 4, 5]  # each graph's own nodes, though one occurs twice
+    assert chosen.source.tolist() == [1, 0, 3, 2, 5, 4]
+    edges = features_of_edges(chosen)
     assert torch.equal(edges[0], table.features[table.number[20, 33]])
     assert torch.equal(edges[2], table.features[table.number[16, 17]])
+
+
+def test_the_ends_of_an_edge_are_its_target_and_its_source(supercell: Supercell) -> None:
+    """Kinds of an edge are looked up by number in a block; here they are read from the nodes that it joins."""
+    sites = np.array([[2, 17, 40], [3, 18, 41]], np.int16)
+    codes = np.array([[42 * 128, V_S, V_S + 34], [42 * 128 + 74, V_S + 34, V_S]], np.int16)
+    graphs = block_graphs(pair_table(supercell), sites, codes, 1)
+    assert graphs.kinds[graphs.node].tolist() == [[c // 128, c % 128, 1] for c in codes.ravel().tolist()]
+    assert torch.equal(graphs.pair_kinds[graphs.edge, 0], graphs.node[graphs.target])
+    assert torch.equal(graphs.pair_kinds[graphs.edge, 1], graphs.node[graphs.source])
+
+
+def test_ragged_graphs_have_each_kind_of_pair_once(supercell: Supercell) -> None:
+    """Two supercells with the same pairs, and blocks of two and three defects that share some."""
+    configurations = [
+        Configuration((16, 17), (V_S, V_S)),
+        Configuration((16, 17, 30), (V_S, V_S, V_S + 34)),
+        Configuration((16, 17), (V_S, V_S)),
+    ]
+    graphs = ragged_graphs([pair_table(supercell)] * 2, np.array([0, 0, 1]), configurations, [0, 0])
+    assert len(torch.unique(graphs.pair_kinds, dim=0)) == len(graphs.pair_kinds)
+    assert torch.equal(torch.unique(graphs.edge), torch.arange(len(graphs.pair_kinds)))
+    assert len(graphs.kinds) == 2
+    assert graphs.edge[0] == graphs.edge[2]  # the same pair of the first and the second row
+    assert torch.equal(graphs.edge[-2:], graphs.edge[:2])

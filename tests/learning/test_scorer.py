@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from screening.defects.catalogue import catalogue_host
 from screening.defects.defect_types import Configuration
@@ -11,7 +12,8 @@ from screening.defects.host import Supercell
 from screening.errors import InputError, StructureError
 from screening.learning.dataset import LabelledRows
 from screening.learning.ensemble import Ensemble
-from screening.learning.scorer import score_block, score_configurations
+from screening.learning.graph import block_graphs, pair_table
+from screening.learning.scorer import score_block, score_configurations, torch_outputs
 
 
 def test_rows_of_mixed_size_come_back_in_their_order(ensemble: Ensemble, rows: LabelledRows) -> None:
@@ -36,6 +38,62 @@ def test_a_block_larger_than_a_batch_is_scored_whole(ensemble: Ensemble, rows: L
     mean, _ = score_block(ensemble, rows.supercells[0], sites, codes, device="cpu")
     assert len(mean) == len(sites) > 4000
     np.testing.assert_allclose(mean[: len(pairs)], mean[-len(pairs) :], atol=1e-5)
+
+
+def block_of(rows: LabelledRows, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sites and codes (n, k) of the rows with k defects."""
+    chosen = [c for c in rows.configurations if c.n_defects == k]
+    sites = np.array([c.sites for c in chosen], np.int16)
+    return sites, np.array([c.defect_types for c in chosen], np.int16)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("k", [1, 3])
+def test_mean_and_standard_deviation_are_those_of_the_members(ensemble: Ensemble, rows: LabelledRows, k: int) -> None:
+    """Member by member from graphs: references and calibration applied to what each network says."""
+    sites, codes = block_of(rows, k)
+    outputs = ensemble.network(block_graphs(pair_table(rows.supercells[0]), sites, codes, 0)).double().numpy()
+    references, calibration = ensemble.references, ensemble.calibration
+    gap = references.outputs.index("homo_lumo_gap_min")
+    gaps = references.means[0, gap] + references.scales[gap] * outputs[:, :, gap]  # (m, n)
+    energies = references.scales[0] * outputs[:, :, 0] + np.array(
+        [np.mean([references.energies[0, references.codes.index(c)] for c in row]) for row in codes.tolist()]
+    )
+    mean, std = score_block(ensemble, rows.supercells[0], sites, codes, device="cpu")
+    for column, values, output in ((1, energies, 0), (2, gaps, gap)):
+        np.testing.assert_allclose(mean[:, column], values.mean(axis=0), atol=2e-5)
+        variance = calibration.floor[output] ** 2 + (calibration.factor[output] * values.std(axis=0, ddof=1)) ** 2
+        np.testing.assert_allclose(std[:, column], np.sqrt(variance), atol=5e-5)
+    np.testing.assert_allclose(mean[:, 0], k * mean[:, 1])
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_half_precision_errs_by_less_than_a_tenth_of_the_standard_deviation(
+    ensemble: Ensemble, rows: LabelledRows, k: int
+) -> None:
+    """What a GPU does by default, here on a CPU."""
+    supercell = rows.supercells[0]
+    sites, codes = block_of(rows, k)
+    kinds = np.searchsorted(ensemble.references.seen_with("MoS2"), codes)
+    outputs = torch_outputs(ensemble, supercell, sites, kinds, where=torch.device("cpu"), dtype=torch.float16)
+    offsets = ensemble.references.block_offsets("MoS2", codes)
+    half = ensemble.predict(outputs, offsets, np.full(len(sites), k))
+    full = score_block(ensemble, supercell, sites, codes, device="cpu")
+    error = np.abs(half[0] - full[0])
+    assert error.max() > 1e-5  # it is not float32 after all
+    assert (error / full[1]).max() < 0.1
+    assert (np.abs(half[1] - full[1]) / full[1]).max() < 0.1
+
+
+def test_blocks_on_a_device_are_scored_in_parts_that_fit(
+    ensemble: Ensemble, rows: LabelledRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sites, codes = (np.tile(x, (3, 1)) for x in block_of(rows, 2))
+    kinds = np.searchsorted(ensemble.references.seen_with("MoS2"), codes)
+    place = {"where": torch.device("cpu"), "dtype": torch.float32}
+    whole = torch_outputs(ensemble, rows.supercells[0], sites, kinds, **place)
+    monkeypatch.setattr("screening.learning.scorer._EDGES_PER_BATCH", 140)
+    np.testing.assert_allclose(torch_outputs(ensemble, rows.supercells[0], sites, kinds, **place), whole, atol=1e-5)
 
 
 def test_no_rows_are_no_predictions(ensemble: Ensemble, rows: LabelledRows) -> None:
