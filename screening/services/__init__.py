@@ -23,7 +23,7 @@ from screening.services.state import (
     read_state,
     without_password,
 )
-from screening.services.workers import start_workers, stop_workers
+from screening.services.workers import n_processes, start_workers, stop_workers
 from screening.settings import Settings
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "doctor",
     "down",
     "log_tail",
+    "n_processes",
     "start_workers",
     "status",
     "stop_workers",

@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 
 from screening.errors import AddressError, ServiceError
-from screening.services import postgresql, processes, valkey
+from screening.services import postgresql, processes, valkey, workers
 from screening.services.postgresql_binaries import binaries, unprivileged_account
 from screening.services.state import addresses, port_is_free, read_state, without_password
 from screening.settings import Settings
@@ -57,7 +57,8 @@ def doctor(settings: Settings) -> list[Check]:
     """Look at everything a project needs; about a second, more where there is a GPU."""
     checks: tuple[Callable[[Settings], Check], ...] = (
         check_home, check_file_system, check_disk, check_memory, check_locale, check_python, check_packages,
-        check_postgresql_programs, check_valkey_program, check_ports, check_database, check_broker, check_gpu,
+        check_postgresql_programs, check_valkey_program, check_ports, check_processes, check_database,
+        check_broker, check_gpu,
     )  # fmt: skip
     return [check(settings) for check in checks]
 
@@ -202,6 +203,23 @@ def check_ports(settings: Settings) -> Check:
     return Check("ports", True, ", ".join(f"{name} {state[name]}" for name in running if name in state) or "free")
 
 
+def check_processes(settings: Settings) -> Check:
+    """What was started here runs; all of it may be stopped, but not a part."""
+    home = settings.home
+    data = postgresql.data_directory(home, read_state(home))
+    files = [*([home / "run" / "valkey.pid"] if settings.redis_url is None else []), *workers.pid_files(home)]
+    runs = {file.stem: processes.running_pid(file) is not None for file in files if file.exists()}
+    if settings.database_url is None and data.exists():
+        runs["postgresql"] = postgresql.postmaster(data) is not None
+    if not any(runs.values()) and not (data / "postmaster.pid").exists():  # a server that was stopped removes it
+        return Check("processes", None, "nothing runs", "screening up")
+    dead = sorted(name for name, is_running in runs.items() if not is_running)
+    if dead:
+        advice = f"screening up; {home / 'logs'} says why"
+        return Check("processes", False, f"{', '.join(dead)} not running, though started once", advice)
+    return Check("processes", True, ", ".join(sorted(runs)))
+
+
 def check_database(settings: Settings) -> Check:
     """PostgreSQL answers, and its schema is at the newest migration."""
     import psycopg
@@ -218,7 +236,8 @@ def check_database(settings: Settings) -> Check:
             known = connection.execute("SELECT to_regclass('alembic_version') IS NOT NULL").fetchone()
             row = connection.execute("SELECT version_num FROM alembic_version").fetchone() if known == (True,) else None
     except psycopg.Error as error:
-        return Check("database", None, f"{without_password(url)} does not answer ({error})", "screening up")
+        found = f"{without_password(url)} does not answer ({error})"
+        return _silent("database", found, settings.database_url is not None, "SCREENING_DATABASE_URL")
     if server < 16:  # erf() of design queries, and NULLS NOT DISTINCT
         return Check("database", False, f"PostgreSQL {server} at {without_password(url)}", "use PostgreSQL 16 or newer")
     found, head = row[0] if row else "none", _newest_migration()
@@ -239,9 +258,18 @@ def check_broker(settings: Settings) -> Check:
         return Check("broker", False, str(error), "mend or unset it")
     except (ValueError, TypeError) as error:  # what redis-py says of options behind the `?`
         return Check("broker", False, f"{without_password(url)}: {error}", "mend SCREENING_REDIS_URL")
-    except (ServiceError, redis.RedisError) as error:
+    except ServiceError as error:
         return Check("broker", None, str(error), "screening up")
+    except redis.RedisError as error:
+        return _silent("broker", str(error), settings.redis_url is not None, "SCREENING_REDIS_URL")
     return Check("broker", True, f"answers at {without_password(url)}")
+
+
+def _silent(name: str, found: str, is_given: bool, variable: str) -> Check:
+    """A server that does not answer: one that the user runs should, one of ours may be stopped."""
+    if is_given:
+        return Check(name, False, found, f"start the server, or mend {variable}")
+    return Check(name, None, found, "screening up")
 
 
 def check_gpu(settings: Settings) -> Check:

@@ -87,6 +87,13 @@ def stop(home: Path) -> None:
     processes.stop(*pid_files(home), grace_s=_GRACE_S)
 
 
+def n_processes(settings: Settings, queue: str) -> int:
+    """How many processes of this project's worker for a queue run here; zero if it does not run."""
+    if processes.running_pid(_pid_file(settings.home, f"worker-{queue}")) is None:
+        return 0
+    return int(read_state(settings.home).get("workers_processes", {}).get(queue, 1))
+
+
 def pid_files(home: Path) -> list[Path]:
     """The pid files of the workers that were started once, whether they run or not."""
     return [path for path in (_pid_file(home, name) for name in _NAMES) if path.exists()]

@@ -27,6 +27,7 @@ from screening.services.doctor import (
     check_packages,
     check_ports,
     check_postgresql_programs,
+    check_processes,
     check_python,
     check_valkey_program,
     file_system,
@@ -193,9 +194,23 @@ def test_servers_that_do_not_answer_are_told_without_their_passwords(home: Path)
         home=home, database_url="postgresql://me:secret@127.0.0.1:9/db", redis_url="redis://:secret@127.0.0.1:9"
     )
     for found in (check_database(absent), check_broker(absent)):
-        assert found.ok is None
-        assert found.advice == "screening up"
+        assert found.ok is False
+        assert found.advice.startswith("start the server, or mend SCREENING_")
         assert "secret" not in found.found
+
+
+def test_all_may_be_stopped_but_none_may_be_dead(home: Path) -> None:
+    settings = Settings(home=home, database_url=None, redis_url=None)
+    assert check_processes(settings).ok is None
+    up(settings)
+    assert check_processes(settings) == Check("processes", True, "postgresql, valkey")
+    killed = psutil.Process(int((home / "run" / "valkey.pid").read_text()))
+    killed.kill()
+    killed.wait(10)
+    found = check_processes(settings)
+    assert (found.ok, found.found) == (False, "valkey not running, though started once")
+    down(settings)
+    assert check_processes(settings) == Check("processes", None, "nothing runs", "screening up")
 
 
 @pytest.mark.parametrize("broker", ["redis://:sec/ret@127.0.0.1:9/0", "redis://127.0.0.1:9/0?db=x", "redis://h?no=1"])
