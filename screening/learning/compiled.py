@@ -57,37 +57,50 @@ class Weights(NamedTuple):
     bias: NDArray[np.float32]
 
 
+class Folded(NamedTuple):
+    """A network for k defects in one supercell.
+
+    Attributes:
+        row: (K, K, P) int64, as in `Kinds`.
+    """
+
+    members: tuple[Weights, ...]
+    row: NDArray[np.int64]
+
+
 def block_outputs(
-    members: tuple[Weights, ...], supercell: Supercell, sites: NDArray[np.int16], kinds: NDArray[np.int64]
+    folded: Folded, supercell: Supercell, sites: NDArray[np.int16], kinds: NDArray[np.int64]
 ) -> NDArray[np.float32]:
     """Outputs (m, n, o) of the network.
 
     Args:
-        members: `fold_network` for this supercell and k.
+        folded: `fold_network` for this supercell and k.
         sites: (n, k) site numbers.
         kinds: (n, k) number of each defect's code among those that the weights were folded for.
     """
-    number = pair_table(supercell).number.numpy()
+    number, members = pair_table(supercell).number.numpy(), folded.members
     sites = np.ascontiguousarray(sites, np.int16)
     kinds = np.ascontiguousarray(kinds)
     outputs = np.empty((len(members), len(sites), len(members[0].bias)), np.float32)
     for weights, of_member in zip(members, outputs, strict=True):
-        _member_outputs(sites, kinds, number, weights, of_member)
+        _member_outputs(sites, kinds, number, folded.row, weights, of_member)
     return outputs
 
 
-@lru_cache(maxsize=16)  # milliseconds; block after block of a few sizes is scored by one model
+@lru_cache(maxsize=8)  # milliseconds, megabytes; block after block of a few sizes is scored by one model
 @torch.no_grad()
 def fold_network(
     network: SparseDefectNetwork, supercell: Supercell, host: int, codes: tuple[int, ...], k: int
-) -> tuple[Weights, ...]:
+) -> Folded:
     """The weights of every member for k defects with these codes in one supercell.
 
     Args:
         host: index of the host.
     """
+    network = network.cpu()
     table = pair_table(supercell)
-    tables = network.tables(*all_kinds(np.array(codes), len(table.features), host), table.features)
+    kinds = all_kinds(table, codes, host)
+    tables = network.tables(kinds.kinds, kinds.pair_kinds, table.features)
     parts = {
         "own": tables.own,
         "messages": pad(tables.messages * k**-0.5, (0, 0, 0, 1)),
@@ -95,10 +108,9 @@ def fold_network(
         **_fold_blocks(network, tables, k),
         **_fold_read_out(network, host, k),
     }
-    arrays = {name: part.float().cpu().contiguous().numpy() for name, part in parts.items()}
-    return tuple(
-        Weights(**{name: array[m] for name, array in arrays.items()}) for m in range(network.architecture.n_members)
-    )
+    arrays = {name: part.contiguous().numpy() for name, part in parts.items()}
+    members = (Weights(**{n: array[m] for n, array in arrays.items()}) for m in range(network.architecture.n_members))
+    return Folded(tuple(members), kinds.row.numpy())
 
 
 def _fold_blocks(network: SparseDefectNetwork, tables: Tables, k: int) -> dict[str, Tensor]:
@@ -141,7 +153,7 @@ def _fold_read_out(network: SparseDefectNetwork, host: int, k: int) -> dict[str,
 
 
 @_compiled
-def _member_outputs(sites, kinds, number, weights, outputs):  # type: ignore[no-untyped-def]
+def _member_outputs(sites, kinds, number, row, weights, outputs):  # type: ignore[no-untyped-def]
     """Outputs (n, o) of one member."""
     k, (n_features, twice) = sites.shape[1], weights.read_in.shape
     width, n_layers, n_nodes = twice // 2, len(weights.filters), _ROWS * k
@@ -155,7 +167,7 @@ def _member_outputs(sites, kinds, number, weights, outputs):  # type: ignore[no-
     for first in range(0, len(sites), _ROWS):
         n = min(_ROWS, len(sites) - first)
         kind, out = kinds[first : first + n].reshape(n * k), outputs[first : first + n]
-        _number_pairs(sites[first : first + n], kind, number, len(weights.own), len(weights.messages), pairs, others)
+        _number_pairs(sites[first : first + n], kind, number, row, pairs, others)
         _first_block(kind, pairs, weights, s[0])
         _pool(s[0], k, 0, features[:n])
         for layer in range(n_layers):
@@ -173,17 +185,15 @@ def _member_outputs(sites, kinds, number, weights, outputs):  # type: ignore[no-
 
 
 @_compiled
-def _number_pairs(sites, kind, number, n_kinds, n_rows, pairs, others):  # type: ignore[no-untyped-def]
+def _number_pairs(sites, kind, number, row, pairs, others):  # type: ignore[no-untyped-def]
     """Row of the tables of every pair of a node with the others of its graph, and these; the padding stays."""
-    n_pairs = (n_rows - 1) // n_kinds**2
     k = sites.shape[1]
     for c in range(len(sites)):
         for i in range(k):
             for j in range(k):
                 if j != i:
                     place = j - (j > i)
-                    kind_of_pair = (kind[c * k + i] * n_kinds + kind[c * k + j]) * n_pairs
-                    pairs[c * k + i, place] = kind_of_pair + number[sites[c, i], sites[c, j]]
+                    pairs[c * k + i, place] = row[kind[c * k + i], kind[c * k + j], number[sites[c, i], sites[c, j]]]
                     others[c * k + i, place] = c * k + j
 
 

@@ -35,14 +35,13 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from screening.defects.defect_types import Configuration
+from screening.defects.defect_types import Configuration, atomic_number
 from screening.defects.host import Host, Supercell
 from screening.defects.symmetry import unit_cell_operations
 
@@ -89,10 +88,36 @@ class PairTable:
     Attributes:
         number: (n_sites, n_sites) int64, row of each pair; 60 rows are enough for 8x8 MoS2.
         features: (n_rows, N_FEATURES) float32.
+        species: (n_sites,) int64 atomic numbers.
     """
 
     number: Tensor
     features: Tensor
+    species: Tensor
+
+    def to(self, device: torch.device) -> PairTable:
+        """The same table on a device."""
+        return PairTable(self.number.to(device), self.features.to(device), self.species.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Kinds:
+    """All kinds of defects and of pairs that some defect types can make in one supercell.
+
+    Attributes:
+        kinds: (K, 3), as in `Graphs`.
+        pair_kinds: (R, 3), as in `Graphs`; only those that have sites for both defects.
+        row: (K, K, P) int64, row of pair_kinds by kind of target, kind of source and row of the pair table; -1 where
+            there are no such sites.
+    """
+
+    kinds: Tensor
+    pair_kinds: Tensor
+    row: Tensor
+
+    def to(self, device: torch.device) -> Kinds:
+        """The same kinds on a device."""
+        return Kinds(self.kinds.to(device), self.pair_kinds.to(device), self.row.to(device))
 
 
 @lru_cache(maxsize=16)  # half a second for 192 sites
@@ -101,7 +126,8 @@ def pair_table(supercell: Supercell) -> PairTable:
     features = _pair_features(supercell).reshape(-1, N_FEATURES)
     _, first, number = np.unique((features / _SAME_FEATURE).round(), axis=0, return_index=True, return_inverse=True)
     n_sites = supercell.n_sites
-    return PairTable(torch.from_numpy(number.reshape(n_sites, n_sites)), torch.from_numpy(features[first]))
+    species = torch.tensor([atomic_number(symbol) for symbol in supercell.species])
+    return PairTable(torch.from_numpy(number.reshape(n_sites, n_sites)), torch.from_numpy(features[first]), species)
 
 
 def _pair_features(supercell: Supercell) -> NDArray[np.float32]:
@@ -129,18 +155,24 @@ def _pair_features(supercell: Supercell) -> NDArray[np.float32]:
     return table
 
 
-def all_kinds(codes: NDArray[np.integer[Any]], n_pairs: int, host: int) -> tuple[Tensor, Tensor]:
-    """Kinds and pair_kinds of `Graphs` of all pairs of defect types in one supercell.
+def all_kinds(table: PairTable, codes: Sequence[int], host: int) -> Kinds:
+    """All kinds of pairs of some defect types in one supercell.
 
     Args:
-        codes: (K,) distinct codes.
-        n_pairs: rows of its pair table; the kind of a pair is ``(target * K + source) * n_pairs + pair``.
+        table: `pair_table` of the supercell.
+        codes: K distinct codes.
         host: index of the host.
     """
-    code = torch.from_numpy(np.asarray(codes, np.int64))
-    kinds = torch.stack([code // 128, code % 128, torch.full_like(code, host)], dim=1)  # (K, 3)
-    number = torch.arange(len(code))
-    return kinds, torch.cartesian_prod(number, number, torch.arange(n_pairs))
+    code = torch.tensor(codes)
+    removed = code // 128
+    occurs = torch.zeros((len(code), len(code), len(table.features)), dtype=torch.bool)
+    for target, source in itertools.product(torch.unique(removed), repeat=2):
+        pairs = table.number[table.species == target][:, table.species == source]
+        places = torch.cartesian_prod((removed == target).nonzero()[:, 0], (removed == source).nonzero()[:, 0])
+        occurs[places[:, :1], places[:, 1:], torch.unique(pairs)] = True
+    row = (occurs.flatten().cumsum(0) - 1).reshape(occurs.shape)
+    kinds = torch.stack([removed, code % 128, torch.full_like(code, host)], dim=1)  # (K, 3)
+    return Kinds(kinds, occurs.nonzero(), torch.where(occurs, row, -1))
 
 
 def block_graphs(table: PairTable, sites: NDArray[np.int16], defect_types: NDArray[np.int16], host: int) -> Graphs:
@@ -153,36 +185,35 @@ def block_graphs(table: PairTable, sites: NDArray[np.int16], defect_types: NDArr
         host: index of the host.
     """
     codes = np.unique(defect_types)
-    kinds, pair_kinds = all_kinds(codes, len(table.features), host)
     node = torch.from_numpy(np.searchsorted(codes, defect_types))  # (n, k)
     site = torch.from_numpy(sites.astype(np.int64))
-    return known_graphs(table, site, node, kinds, pair_kinds)
+    return known_graphs(table, all_kinds(table, codes.tolist(), host), site, node)
 
 
-def known_graphs(table: PairTable, site: Tensor, node: Tensor, kinds: Tensor, pair_kinds: Tensor) -> Graphs:
+def known_graphs(table: PairTable, kinds: Kinds, site: Tensor, node: Tensor) -> Graphs:
     """Graphs of a block whose kinds are known, on the device of the arguments.
 
     Args:
         table: `pair_table` of the supercell.
+        kinds: `all_kinds` of its defect types.
         site: (n, k) int64 site numbers.
         node: (n, k) int64 rows of kinds.
-        kinds: this and the next as `all_kinds` gives them.
     """
     (n_graphs, k), device = site.shape, site.device
     i, j = (torch.tensor(side, dtype=torch.int64, device=device) for side in _ordered_pairs(k))
     pair = table.number[site[:, i], site[:, j]]  # (n, k (k - 1))
     first = k * torch.arange(n_graphs, device=device)[:, None]
     return Graphs(
-        kinds=kinds,
-        pair_kinds=pair_kinds,
+        kinds=kinds.kinds,
+        pair_kinds=kinds.pair_kinds,
         pair_features=table.features,
         node=node.reshape(-1),
-        edge=((node[:, i] * len(kinds) + node[:, j]) * len(table.features) + pair).reshape(-1),
+        edge=kinds.row[node[:, i], node[:, j], pair].reshape(-1),
         target=(first + i).reshape(-1),
         source=(first + j).reshape(-1),
         node_graph=torch.arange(n_graphs, device=device).repeat_interleave(k),
         edge_graph=torch.arange(n_graphs, device=device).repeat_interleave(len(i)),
-        host=kinds[0, 2].expand(n_graphs),
+        host=kinds.kinds[0, 2].expand(n_graphs),
         n_defects=torch.full((n_graphs,), float(k), device=device),
     )
 

@@ -12,7 +12,6 @@ from functools import lru_cache
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from screening.defects.defect_types import Configuration
 from screening.defects.host import Supercell
@@ -20,7 +19,7 @@ from screening.errors import StructureError
 from screening.learning.compiled import block_outputs, fold_network
 from screening.learning.ensemble import Ensemble
 from screening.learning.gnn import SparseDefectNetwork, Tables
-from screening.learning.graph import PairTable, all_kinds, known_graphs, pair_table
+from screening.learning.graph import Kinds, PairTable, all_kinds, known_graphs, pair_table
 from screening.learning.training import choose_device
 
 Codes = tuple[int, ...]
@@ -53,6 +52,8 @@ def score_block(
     offsets = references.block_offsets(host, defect_types)
     number, codes = references.hosts.index(host), tuple(references.seen_with(host))
     kinds = np.searchsorted(codes, defect_types)
+    fits = pair_table(supercell).species.numpy()[sites] == defect_types // 128
+    assert fits.all(), "a defect type on a site of another species has no row in the tables"
     where = choose_device(device)
     if where.type == "cpu":
         outputs = block_outputs(fold_network(ensemble.network, supercell, number, codes, k), supercell, sites, kinds)
@@ -103,13 +104,13 @@ def torch_outputs(
     host = ensemble.references.hosts.index(supercell.host.name)
     codes = tuple(ensemble.references.seen_with(supercell.host.name))
     network = ensemble.network.to(where).eval()
-    pairs, kind_rows, pair_kinds, tables = _tables_on(network, supercell, (where, dtype), host, codes)
+    pairs, all_of_host, tables = _tables_on(network, supercell, (where, dtype), host, codes)
     n_rows, k = sites.shape
     rows_per_batch = max(64, _EDGES_PER_BATCH // (k * max(1, k - 1)))
     outputs = []
     for start in range(0, n_rows, rows_per_batch):
         site, kind = (torch.from_numpy(x[start : start + rows_per_batch]).to(where).long() for x in (sites, kinds))
-        graphs = known_graphs(pairs, site, kind, kind_rows, pair_kinds)
+        graphs = known_graphs(pairs, all_of_host, site, kind)
         with torch.autocast(where.type, dtype, enabled=dtype != torch.float32):
             outputs.append(network(graphs, tables).float().cpu())
     return torch.cat(outputs, dim=1).numpy()
@@ -119,11 +120,11 @@ def torch_outputs(
 @torch.no_grad()
 def _tables_on(
     network: SparseDefectNetwork, supercell: Supercell, place: tuple[torch.device, torch.dtype], host: int, codes: Codes
-) -> tuple[PairTable, Tensor, Tensor, Tables]:
-    """The pair table of a supercell, its kinds and pair_kinds, and the network's tables for them, on a device."""
+) -> tuple[PairTable, Kinds, Tables]:
+    """The pair table of a supercell, all its kinds, and the network's tables for them, on a device."""
     device, dtype = place
-    table = pair_table(supercell)
-    pairs = PairTable(table.number.to(device), table.features.to(device))
-    kinds, pair_kinds = (rows.to(device) for rows in all_kinds(np.array(codes), len(table.features), host))
-    tables = network.tables(kinds, pair_kinds, pairs.features)
-    return pairs, kinds, pair_kinds, tables.narrowed(dtype)
+    pairs = pair_table(supercell)
+    kinds = all_kinds(pairs, codes, host).to(device)
+    pairs = pairs.to(device)
+    tables = network.tables(kinds.kinds, kinds.pair_kinds, pairs.features)
+    return pairs, kinds, tables.narrowed(dtype)

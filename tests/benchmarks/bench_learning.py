@@ -93,7 +93,7 @@ def bench_floor_of_the_machine(
     """How far scoring is from the matrix products it cannot do without, at the speed of one of fitting size."""
     torch.set_num_threads(1)
     sites, codes = random_block(supercell, k)
-    members = fold_network(ensemble.network, supercell, 0, CODES, k)
+    members = fold_network(ensemble.network, supercell, 0, CODES, k).members
     products, additions, table_bytes = work_of(members[0], k)
     width = ensemble.network.architecture.width
     multiply_adds_per_s = fastest_product(64 * k, width)

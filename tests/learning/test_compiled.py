@@ -68,7 +68,7 @@ def test_large_sums_do_not_overflow_the_activation(supercell: Supercell) -> None
 def test_rows_that_do_not_lie_together_in_memory_are_understood(supercell: Supercell) -> None:
     torch.manual_seed(0)
     network = SparseDefectNetwork(Architecture(n_members=2, n_hosts=1, n_outputs=3, width=16))
-    members = fold_network(network, supercell, 0, CODES, 3)
+    folded = fold_network(network, supercell, 0, CODES, 3)
     sites, kinds = random_block(supercell, 100, 3)
-    apart = block_outputs(members, supercell, np.asfortranarray(sites)[::2], np.asfortranarray(kinds)[::2])
-    np.testing.assert_array_equal(apart, block_outputs(members, supercell, sites[::2].copy(), kinds[::2].copy()))
+    apart = block_outputs(folded, supercell, np.asfortranarray(sites)[::2], np.asfortranarray(kinds)[::2])
+    np.testing.assert_array_equal(apart, block_outputs(folded, supercell, sites[::2].copy(), kinds[::2].copy()))

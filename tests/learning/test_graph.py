@@ -10,7 +10,15 @@ from screening.defects.catalogue import catalogue_host
 from screening.defects.defect_types import Configuration
 from screening.defects.host import Host, Supercell
 from screening.defects.symmetry import find_symmetry
-from screening.learning.graph import Graphs, block_graphs, join_graphs, pair_table, ragged_graphs, select_graphs
+from screening.learning.graph import (
+    Graphs,
+    all_kinds,
+    block_graphs,
+    join_graphs,
+    pair_table,
+    ragged_graphs,
+    select_graphs,
+)
 
 V_S = 16 * 128
 
@@ -145,3 +153,18 @@ def test_ragged_graphs_have_each_kind_of_pair_once(supercell: Supercell) -> None
     assert len(graphs.kinds) == 2
     assert graphs.edge[0] == graphs.edge[2]  # the same pair of the first and the second row
     assert torch.equal(graphs.edge[-2:], graphs.edge[:2])
+
+
+def test_only_pairs_of_kinds_that_have_sites_are_tabulated(supercell: Supercell) -> None:
+    """v_Mo on a site of Mo and v_S on one of S: a row for each class of pairs of such sites, none for others."""
+    table = pair_table(supercell)
+    kinds = all_kinds(table, [V_S, 42 * 128], 0)
+    species = np.array(supercell.species)
+    for t, target in enumerate(("S", "Mo")):
+        for s, source in enumerate(("S", "Mo")):
+            pairs = table.number.numpy()[np.ix_(species == target, species == source)]
+            rows = kinds.row[t, s]
+            assert torch.nonzero(rows >= 0)[:, 0].tolist() == np.unique(pairs).tolist()
+            for pair in np.unique(pairs).tolist():
+                assert kinds.pair_kinds[rows[pair]].tolist() == [t, s, pair]
+    assert len(kinds.pair_kinds) == int((kinds.row >= 0).sum())
