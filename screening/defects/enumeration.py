@@ -37,8 +37,8 @@ from screening.errors import CountMismatchError, InputError
 BLOCK_ROWS = 65_536
 CHUNK_ROWS = 300_000
 MAX_PREFIXES = 200_000  # walked in 0.1 s; a plan is also rows of a database
-PREFIXES_PER_CHUNK = 20  # so that chunks differ by a few per cent where the prefixes are of very different size
-PROBES = 30_000  # for all prefixes together; about 1 s
+PREFIXES_PER_CHUNK = 20  # prefixes differ in size by orders of magnitude; so many even out
+PROBES = 30_000  # for all prefixes of a number of defects together; half a second in 8x8 MoS2
 
 _EMPTY = Configuration((), ())
 

@@ -19,7 +19,7 @@ from screening.defects.enumeration import (
     plan_chunks,
     walk_rules,
 )
-from screening.defects.host import Supercell
+from screening.defects.host import Host, Supercell
 from screening.defects.limits import Limits, parse_limits
 from screening.defects.orderly_walk import estimate_rows
 from screening.defects.symmetry import Symmetry, find_symmetry
@@ -101,6 +101,19 @@ def test_every_configuration_belongs_to_exactly_one_row(name: str, text: str, ty
             for _ in range(n_points[t.code]):
                 polynomial = np.convolve(polynomial, [1.0, by_species[t.removed]])
         assert sum(m for sites, _, m in found if len(sites) == n_defects) == polynomial[n_defects]
+
+
+def test_orbits_whose_sites_are_numbered_between_those_of_another_are_met_once() -> None:
+    cell = Supercell.parse(catalogue_host("h-BN"), "2x1")
+    order = [cell.species.index("N"), *np.flatnonzero(np.array(cell.species) == "B"), cell.species.index("N") + 1]
+    positions = (cell.positions @ np.linalg.inv(cell.lattice))[order]
+    host = Host.from_cell("NBBN", cell.lattice, tuple(cell.species[i] for i in order), positions, source="reordered")
+    space = SearchSpace(Supercell.parse(host, "2x3"), parse_defect_types("v_N,C_B,v_B"), 4)
+    symmetry = find_symmetry(space.supercell)
+    assert symmetry.representatives[-1] == 0 < symmetry.representatives[6]
+    found = rows(list(enumerate_space(space, symmetry)))
+    for sites, codes, multiplicity in found:
+        assert canonical_form(symmetry, Configuration(sites, codes)) == (Configuration(sites, codes), multiplicity)
 
 
 def test_symmetric_images_have_one_canonical_form() -> None:
