@@ -1,4 +1,4 @@
-"""Design queries and what follows from them: design, next, calculate, results add."""
+"""Design queries and what they propose: design, next."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from screening.cli.options import AsJson, HostName, LevelName, MaxDefects, ModelName, SomeSupercell, Wait
-from screening.cli.output import Tick, note, print_json, print_table, progress_bar, wait_for
+from screening.cli.options import AsJson, ModelName, SomeSupercell
+from screening.cli.output import print_json, print_table
 from screening.cli.project import Project, stored_host_name
 from screening.errors import InputError
 
@@ -23,10 +23,20 @@ Windows = Annotated[
     list[str] | None,
     typer.Option("--window", help="Window on any property: formation_energy_per_site=:3.0; may be repeated."),
 ]
-Sort = Annotated[str, typer.Option("--sort", help="Property to rank by, or `probability`.")]
+Sort = Annotated[
+    str | None,
+    typer.Option("--sort", help="Property to rank by, or `probability`; formation_energy_per_site if not given."),
+]
 Highest = Annotated[bool, typer.Option("--highest", help="Rank the highest first, not the lowest.")]
 Confidence = Annotated[
-    float, typer.Option("--confidence", help="Smallest probability that every window holds, 0 to 1.")
+    float | None,
+    typer.Option("--confidence", help="Smallest probability that every window holds, 0 to 1; 0.5 if not given."),
+]
+SomeHost = Annotated[str | None, typer.Option("--host", help="Name of the host: MoS2; that of --campaign if given.")]
+MostDefects = Annotated[int | None, typer.Option("--max-defects", help="Only candidates of so many defects at most.")]
+CampaignName = Annotated[
+    str | None,
+    typer.Option("--campaign", help="Rank what this campaign has kept; by its own query if no other is given."),
 ]
 
 
@@ -34,21 +44,18 @@ def add_commands(app: typer.Typer) -> None:
     """Add this module's commands."""
     app.command()(design)
     app.command("next")(next_)
-    app.command()(calculate)
-    results = typer.Typer(help="Results of calculations.", no_args_is_help=True)
-    results.command("add")(results_add)
-    app.add_typer(results, name="results")
 
 
 def design(
-    host: HostName,
+    host: SomeHost = None,
     supercell: SomeSupercell = None,
     gap: Gap = None,
     window: Windows = None,
-    max_defects: MaxDefects = None,
-    sort: Sort = "formation_energy_per_site",
+    max_defects: MostDefects = None,
+    sort: Sort = None,
     highest: Highest = False,
-    confidence: Confidence = 0.5,
+    confidence: Confidence = None,
+    campaign: CampaignName = None,
     limit: Annotated[int, typer.Option("--limit", help="Rows at most.")] = 20,
     model: ModelName = None,
     save: Annotated[bool, typer.Option("--save", help="Keep the ranking as a snapshot.")] = False,
@@ -57,30 +64,60 @@ def design(
     """Rank the scored candidates that have the properties you want."""
     from screening.pipeline.designs import run_design_query, store_ranking
 
-    query = build_query(
-        host=host, supercell=supercell, gap=gap, window=window, max_defects=max_defects, sort=sort,
-        highest=highest, confidence=confidence, limit=limit,
-    )  # fmt: skip
     ranking = None
     with Project().transaction() as session:
-        query = with_stored_host(session, query)
-        table = run_design_query(session, query, model_name=model)
+        query = find_query(
+            session, campaign, host=host, supercell=supercell, gap=gap, window=window, max_defects=max_defects,
+            sort=sort, highest=highest, confidence=confidence, limit=limit,
+        )  # fmt: skip
+        table = run_design_query(session, query, model_name=model, campaign_name=campaign)
         if save:
             ranking = store_ranking(session, query, table)
     if as_json:
         space = {"id": table.search_space_id, "description": table.search_space, "candidates": table.candidates}
         print_json(
-            {"sql": table.sql, "model": table.model, "search_space": space, "rows": table.rows, "ranking": ranking}
-        )
+            {
+                "sql": table.sql, "model": table.model, "campaign": table.campaign, "search_space": space,
+                "rows": table.rows, "ranking": ranking,
+            }
+        )  # fmt: skip
         return
     if not table.rows:
         print(describe_nothing(query, table.candidates))
     else:
         print_ranking(table.rows, query)
     print(
-        f"\n{len(table.rows)} rows by model {table.model}, of the {table.candidates} candidates of search space "
-        f"{table.search_space_id} ({table.search_space})" + (f", kept as ranking {ranking}" if save else "")
+        f"\n{len(table.rows)} rows by model {table.model}, of the {table.candidates:,} candidates of campaign "
+        f"{table.campaign} ({table.search_space})" + (f", kept as ranking {ranking}" if save else "")
     )
+
+
+def find_query(session: Session, campaign_name: str | None, **options: Any) -> DesignQuery:
+    """The design query of a command's options; what they leave open is that of the campaign.
+
+    A campaign that keeps the rows of a query answers that query where the options say nothing of another one.
+
+    Raises:
+        InputError: an option cannot be read, or nothing says which host.
+        UnknownNameError: there is no such campaign.
+    """
+    from screening.database import queries
+    from screening.database.tables import Host, SearchSpace, Supercell
+
+    if campaign_name is None:
+        if options["host"] is None:
+            raise InputError("a design query is about a host; give --host, or --campaign")
+        return with_stored_host(session, build_query(**options))
+    campaign = queries.campaign_by_name(session, campaign_name)
+    supercell = session.get_one(Supercell, session.get_one(SearchSpace, campaign.search_space_id).supercell_id)
+    host = options.pop("host") or session.get_one(Host, supercell.host_id).name
+    place = {"host": host, "supercell": options.pop("supercell") or supercell.label}
+    if campaign.query is not None:
+        kept = campaign.query["limit"]
+        options["limit"] = kept if options.get("limit") is None else min(options["limit"], kept)
+        if all(value is None or value is False or name == "limit" for name, value in options.items()):
+            return with_stored_host(session, _validated(**{**campaign.query, **place, "limit": options["limit"]}))
+    return with_stored_host(session, build_query(**place, **options))
 
 
 def build_query(
@@ -93,12 +130,13 @@ def build_query(
 ) -> DesignQuery:
     """The design query of a command's options.
 
+    Args:
+        others: fields of DesignQuery, None where they are not given, and `highest`.
+
     Raises:
         InputError: an option cannot be read.
     """
-    from pydantic import ValidationError
-
-    from screening.database.design_query import DesignQuery, Window
+    from screening.database.design_query import Window
 
     windows = [Window.parse("homo_lumo_gap_min", gap)] if gap else []
     for text in window or ():
@@ -107,8 +145,17 @@ def build_query(
             raise InputError(f"--window {text!r} cannot be read; write property=low:high")
         windows.append(Window.parse(name.strip(), limits))
     others["direction"] = "highest" if others.pop("highest", False) else "lowest"
+    given = {name: value for name, value in others.items() if value is not None}
+    return _validated(host=host, supercell=supercell, windows=tuple(windows), **given)
+
+
+def _validated(**fields: Any) -> DesignQuery:
+    from pydantic import ValidationError
+
+    from screening.database.design_query import DesignQuery
+
     try:
-        return DesignQuery(host=host, supercell=supercell, windows=tuple(windows), **others)
+        return DesignQuery(**fields)
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (found {e['input']!r})" for e in error.errors())
         raise InputError(f"the design query is not acceptable: {faults}") from error
@@ -140,11 +187,22 @@ def describe_nothing(query: DesignQuery, candidates: int) -> str:
     """Why a ranking may be empty, and what to change."""
     if not query.windows:
         return f"the search space has {candidates} candidates; score another one"
-    windows = " and ".join(f"{w.property} {_ends(w)}" for w in query.windows)
     return (
-        f"none of the {candidates} candidates has {windows} with a probability of {query.confidence:g} or more; lower "
-        "--confidence, or widen the windows"
+        f"none of the {candidates} candidates has {describe_windows(query)} with a probability of "
+        f"{query.confidence:g} or more; lower --confidence, or widen the windows"
     )
+
+
+def describe_query(query: DesignQuery) -> str:
+    """A design query in words: `homo_lumo_gap_min 1:1.2 (probability 0.5 or more), lowest formation_energy first`."""
+    windows = f"{describe_windows(query)} (probability {query.confidence:g} or more), " if query.windows else ""
+    order = "likeliest" if query.sort == "probability" else f"{query.direction} {query.sort}"
+    return f"{windows}{order} first"
+
+
+def describe_windows(query: DesignQuery) -> str:
+    """The windows as their options are written: `homo_lumo_gap_min 1:1.2 and total_mag 0.5:`."""
+    return " and ".join(f"{window.property} {_ends(window)}" for window in query.windows)
 
 
 def _ends(window: Window) -> str:
@@ -153,13 +211,14 @@ def _ends(window: Window) -> str:
 
 
 def next_(
-    host: HostName,
+    host: SomeHost = None,
     supercell: SomeSupercell = None,
     gap: Gap = None,
     window: Windows = None,
-    max_defects: MaxDefects = None,
-    sort: Sort = "formation_energy_per_site",
+    max_defects: MostDefects = None,
+    sort: Sort = None,
     highest: Highest = False,
+    campaign: CampaignName = None,
     n: Annotated[int, typer.Option("--n", help="How many calculations to propose.")] = 5,
     model: ModelName = None,
     level: Annotated[
@@ -179,12 +238,16 @@ def next_(
     as_json: AsJson = False,
 ) -> None:
     """Propose the next calculations for a design query, and store them as a round."""
-    query = build_query(
-        host=host, supercell=supercell, gap=gap, window=window, max_defects=max_defects, sort=sort, highest=highest
-    )
+    project = Project()
+    with project.transaction() as session:
+        query = find_query(
+            session, campaign, host=host, supercell=supercell, gap=gap, window=window, max_defects=max_defects,
+            sort=sort, highest=highest,
+        )  # fmt: skip
     proposals = propose_stored(
-        Project(), query, structures, n=n, model_name=model, level_name=level, only_stored=only_stored, seed=seed
-    )
+        project, query, structures, n=n, model_name=model, campaign_name=campaign, level_name=level,
+        only_stored=only_stored, seed=seed,
+    )  # fmt: skip
     if as_json:
         print_json({"proposals": proposals})
     else:
@@ -218,143 +281,3 @@ def print_proposals(proposals: list[dict[str, Any]]) -> None:
     """Print a round."""
     columns = ["calculation_id", "candidate_id", "configuration", "sites", "reason"]
     print_table(columns, [[proposal[column] for column in columns] for proposal in proposals])
-
-
-def calculate(
-    level: LevelName = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="Calculations at most.")] = None,
-    failed_too: Annotated[bool, typer.Option("--retry-failed", help="Also those that failed before.")] = False,
-    wait: Wait = True,
-    as_json: AsJson = False,
-) -> None:
-    """Hand the proposed calculations to the workers, who run the built-in calculator on them (GFN1-xTB).
-
-    Exit code 1 if one of them failed; its reason is kept.
-    """
-    project = Project()
-    found = calculate_stored(project, level=level, limit=limit, failed_too=failed_too, wait=wait)
-    if as_json:
-        print_json({"calculations": found})
-    elif not found:
-        print(describe_calculations(project, level or builtin_level()))
-    else:
-        print_calculations(found)
-    if wait and any(row["state"] == "failed" for row in found):
-        raise typer.Exit(1)
-
-
-def calculate_stored(
-    project: Project,
-    *,
-    level: str | None = None,
-    limit: int | None = None,
-    failed_too: bool = False,
-    wait: bool = True,
-) -> list[dict[str, Any]]:
-    """Release proposed calculations of a level, and wait for them and for what waited or ran there; one row each."""
-    from screening.database.listings import calculation_rows, open_calculations
-    from screening.pipeline.rounds import release_calculations
-
-    with project.transaction() as session:
-        release_calculations(session, level or builtin_level(), limit, failed_too=failed_too)
-        ids = open_calculations(session, level or builtin_level())
-    if not ids:
-        return []
-    project.announce("calculate")
-
-    def look() -> Tick:
-        with project.transaction() as session:
-            states = [row["state"] for row in calculation_rows(session, ids)]
-        done = sum(state in ("finished", "failed") for state in states)
-        return Tick(done, len(ids), "", started="running" in states, over=done == len(ids))
-
-    if wait:
-        wait_for(look, label="calculate")
-    with project.transaction() as session:
-        return calculation_rows(session, ids)
-
-
-def describe_calculations(project: Project, level: str) -> str:
-    """What there is instead of proposals at a level of theory."""
-    from screening.database.listings import calculation_counts
-
-    with project.transaction() as session:
-        rows = calculation_counts(session)
-    others = [f"{row['calculations']} {row['state']} at {row['level']}" for row in rows]
-    advice = "`screening next` proposes some"
-    if any(row["state"] == "failed" and row["level"] == level for row in rows):
-        advice += ", --retry-failed tries failed ones again"
-    return f"no calculation is proposed at {level}; there are: {', '.join(others) or 'none'}; {advice}"
-
-
-def builtin_level() -> str:
-    """Name of the level of theory of the built-in calculator."""
-    from screening.dft.xtb import level_of_theory
-
-    return level_of_theory().name
-
-
-def print_calculations(rows: list[dict[str, Any]]) -> None:
-    """Print calculations with their outcome."""
-    properties = ("formation_energy_per_site", "homo_lumo_gap_min")
-    columns = ["calculation", "configuration", "sites", "state", *properties, "error"]
-    print_table(columns, [[row.get(column) for column in columns] for row in rows])
-
-
-def results_add(
-    paths: Annotated[list[Path], typer.Argument(help="vasprun.xml(.gz), extxyz or CSV files, or folders of them.")],
-    level: Annotated[
-        str | None,
-        typer.Option("--level", help="Level of theory of extxyz and CSV files; VASP runs say it themselves."),
-    ] = None,
-    new_level: Annotated[
-        bool, typer.Option("--new-level", help="Let the name of --level be that of a new level of theory.")
-    ] = False,
-    host: Annotated[str | None, typer.Option("--host", help="Host of the structures, where it is not clear.")] = None,
-    mu: Annotated[
-        list[str] | None, typer.Option("--mu", help="Chemical potential in eV per atom: Mg=-1.5; may be repeated.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Take in finished calculations; a file that was taken in before changes nothing.
-
-    A file that cannot be taken in is named with its reason, the others are taken in, and the exit code is 1.
-    """
-    from dataclasses import asdict
-
-    from screening.pipeline.results import add_result_files
-
-    if new_level and level is None:
-        raise InputError("--new-level says that the name of --level is new; give --level too")
-    potentials = dict(_chemical_potential(text) for text in mu or ())
-    project = Project()
-    if host is not None:
-        with project.transaction() as session:
-            host = stored_host_name(session, host)
-    with progress_bar("results") as show:
-        report = add_result_files(
-            project.engine, paths, level_name=level, new_level=new_level, host_name=host,
-            chemical_potentials=potentials, on_progress=show,
-        )  # fmt: skip
-    if as_json:
-        print_json(asdict(report))
-    else:
-        print(f"read {report.read}, new {report.new}, known {report.known}, refused {report.refused}")
-        for name, text in report.notes:
-            print(f"{name}: {text}")
-        for name, reason in report.refusals:
-            note(f"refused {name}: {reason}")
-    if report.refused:
-        raise typer.Exit(1)
-
-
-def _chemical_potential(text: str) -> tuple[str, float]:
-    """Read `Mg=-1.5`."""
-    from screening.defects.defect_types import atomic_number
-
-    symbol, _, energy = text.partition("=")
-    atomic_number(symbol.strip())
-    try:
-        return symbol.strip(), float(energy)
-    except ValueError as error:
-        raise InputError(f"--mu {text!r} cannot be read; write element=eV per atom: Mg=-1.5") from error

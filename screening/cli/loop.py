@@ -17,15 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from screening.cli.designs import (
-    build_query,
-    builtin_level,
-    calculate_stored,
-    print_calculations,
-    print_proposals,
-    print_ranking,
-    propose_stored,
-)
+from screening.cli.calculations import builtin_level, calculate_stored, print_calculations
+from screening.cli.designs import build_query, print_proposals, print_ranking, propose_stored
 from screening.cli.models import train_stored
 from screening.cli.options import AsJson
 from screening.cli.output import note, print_json, print_table, progress_bar

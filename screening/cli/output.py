@@ -8,7 +8,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 POLL_S = 0.5
 NO_WORKER_S = 20.0  # a worker that is idle answers within seconds
@@ -42,27 +45,64 @@ def note(text: str) -> None:
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print a table; numbers to the right."""
-    from rich.console import Console
-    from rich.table import Table
+    show(table_of(columns, rows))
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
+
+def show(renderable: RenderableType) -> None:
+    """Print what rich lays out, as wide as the terminal; a file has 200 columns."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 200).print(renderable, highlight=False)
+
+
+def table_of(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> RenderableType:
+    """A table for rich; numbers to the right, without a head where no column has a name."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
     for c, column in enumerate(columns):
-        numeric = all(isinstance(row[c], int | float) or row[c] is None for row in rows) and bool(rows)
+        numeric = bool(rows) and all(_is_number(row[c]) for row in rows)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
     for row in rows:
-        table.add_row(*(_cell(value) for value in row))
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    console.print(table, highlight=False)
+        table.add_row(*(Text(_cell(value)) for value in row))  # a Text is no markup: errors have brackets
+    return table
 
 
-def wait_for(look: Callable[[], Tick], *, label: str) -> Tick:
-    """Look again and again until the work is over, with a bar where the standard error is a terminal."""
+def duration(seconds: float) -> str:
+    """A time as people say it: `0.4 s`, `8 s`, `3 min 20 s`, `2 h 5 min`, `1 d 3 h`."""
+    if seconds < 9.5:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for size, name, part, part_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            return f"{whole // size} {name} {whole % size // part} {part_name}"
+    return f"{whole} s"
+
+
+def size_on_disk(n_bytes: float) -> str:
+    """Bytes as people say them: `8.2 kB`, `0.2 MB`, `14.7 GB`."""
+    size, name = (1e9, "GB") if n_bytes >= 1e9 else (1e6, "MB") if n_bytes >= 1e5 else (1e3, "kB")
+    return f"{n_bytes / size:,.1f} {name}"
+
+
+def counted(n: int, word: str) -> str:
+    """A number with its word: `1 chunk`, `2 chunks`."""
+    return f"{n:,} {word}" + ("" if n == 1 else "s")
+
+
+def wait_for(look: Callable[[], Tick], *, label: str, see: str = "screening status") -> Tick:
+    """Look again and again until the work is over, with a bar where the standard error is a terminal.
+
+    Args:
+        see: the command that tells somebody who does not wait any more how far it is.
+    """
     waiting_since = time.monotonic()
     hinted = False
-    with _bar(label) as show:
+    with _bar(label) as advance:
         try:
             while not (tick := look()).over:
-                show(tick)
+                advance(tick)
                 if tick.started:
                     waiting_since = time.monotonic()
                 elif not hinted and time.monotonic() - waiting_since > NO_WORKER_S:
@@ -70,7 +110,7 @@ def wait_for(look: Callable[[], Tick], *, label: str) -> Tick:
                     note(f"{label}: waits for a free worker; `screening status` shows them, `screening up` starts them")
                 time.sleep(POLL_S)
         except KeyboardInterrupt:
-            note(f"{label}: only the waiting has ended, the workers go on; `screening status` shows how far they are")
+            note(f"{label}: only the waiting has ended, the workers go on; `{see}` shows how far they are")
             raise
     return tick
 
@@ -78,8 +118,8 @@ def wait_for(look: Callable[[], Tick], *, label: str) -> Tick:
 @contextmanager
 def progress_bar(label: str) -> Iterator[Callable[[int, int, str], None]]:
     """A bar for work of this process: call it with what is done, the total and what is at hand."""
-    with _bar(label) as show:
-        yield lambda done, total, text: show(Tick(done, total, text, started=True, over=False))
+    with _bar(label) as advance:
+        yield lambda done, total, text: advance(Tick(done, total, text, started=True, over=False))
 
 
 @contextmanager
@@ -95,10 +135,16 @@ def _bar(label: str) -> Iterator[Callable[[Tick], None]]:
     with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(label, total=None, text="")
 
-        def show(tick: Tick) -> None:
+        def advance(tick: Tick) -> None:
             progress.update(task, completed=tick.done, total=tick.total or None, text=tick.text)
 
-        yield show
+        yield advance
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a cell is a number, or a number as a text (`1,003`, `99.9 %`), or empty."""
+    text = value.removesuffix(" %").replace(",", "").replace(".", "", 1) if isinstance(value, str) else ""
+    return value is None or isinstance(value, int | float) or value == "" or text.isdecimal()
 
 
 def _cell(value: Any) -> str:

@@ -94,7 +94,10 @@ def enumerate_(
     wait: Wait = True,
     as_json: AsJson = False,
 ) -> None:
-    """Enumerate every symmetry-distinct configuration of a search space and store it as a candidate."""
+    """Enumerate every symmetry-distinct configuration of a search space and store it as a candidate.
+
+    For candidates with predictions `screening score` is enough, which enumerates by itself.
+    """
     project = Project()
     limits = LimitOptions(limit or (), require or (), min_separation, max_separation)
     space = read_space(project, host, supercell, types, max_defects, min_defects, composition, limits=limits)
@@ -108,8 +111,13 @@ def enumerate_(
         print_json(found)
     elif sample is not None:
         _print_sample(found["configurations"])
-    elif found["candidates"] < found["expected"]:
-        print(f"queued: {found['expected']} candidates as campaign {found['campaign']}")
+    elif store and found["was_finished"]:
+        print(
+            f"campaign {found['campaign']} has stored these {found['candidates']} candidates before, as many as "
+            "Burnside's lemma counts"
+        )
+    elif store and found["state"] != "finished":
+        print(_queued(found))
     else:
         print(
             f"{found['candidates']} candidates, as many as Burnside's lemma counts, in {found['seconds']:.2f} s "
@@ -132,18 +140,36 @@ def score(
     wait: Wait = True,
     as_json: AsJson = False,
 ) -> None:
-    """Score every candidate of an enumerated search space by a trained model."""
+    """Score every candidate of a search space by a trained model, and store all of them with their predictions.
+
+    `screening campaign plan` says beforehand what that costs, and may keep the best ones only.
+    """
     project = Project()
     limits = LimitOptions(limit or (), require or (), min_separation, max_separation)
     space = read_space(project, host, supercell, types, max_defects, min_defects, composition, limits=limits)
     found = score_stored(project, space, model, wait=wait)
     if as_json:
         print_json(found)
+    elif found["was_finished"]:
+        print(
+            f"model {found['model']} has scored these {found['predictions']} candidates before, as campaign "
+            f"{found['campaign']}"
+        )
+    elif found["state"] != "finished":
+        print(_queued(found))
     else:
         print(
-            f"model {found['model']}: {found['predictions']} of {found['expected']} candidates scored "
-            f"in {found['seconds']:.1f} s"
+            f"model {found['model']}: {found['predictions']} of {found['expected']} candidates scored in "
+            f"{found['seconds']:.1f} s ({found['per_second']:,.0f}/s), as campaign {found['campaign']}"
         )
+
+
+def _queued(found: Mapping[str, Any]) -> str:
+    """What a campaign that is not waited for says."""
+    return (
+        f"queued: {found['expected']} candidates as campaign {found['campaign']} ({found['state']}); "
+        f"`screening campaign status {found['campaign']} --watch` shows how far it is"
+    )
 
 
 def read_space(
@@ -201,59 +227,63 @@ def find_symmetry_of(space: SearchSpace) -> Any:
 
 
 def enumerate_stored(project: Project, space: SearchSpace, *, wait: bool = True) -> dict[str, Any]:
-    """Queue an enumeration, or what is left of it, and wait for the workers.
+    """Store the candidates of a search space, or what is left of them, by the workers.
 
     Raises:
         ScreeningError: a chunk failed.
     """
-    from screening.database import campaigns
-
-    campaign_id = _start(project, space)
-    if wait:
-        wait_for_campaign(project, campaign_id, label="enumerate")
-    with project.transaction() as session:
-        (done,) = campaigns.progress_of(session, campaign_id)
-        seconds = (done.finished_at - done.started_at).total_seconds() if done.finished_at and done.started_at else 0.0
-        peaks = [worker.peak_memory_mb or 0.0 for worker in campaigns.workers_of(session, campaign_id)]
-    return {
-        "campaign": done.campaign,
-        "search_space": done.search_space_id,
-        "candidates": done.candidates_done,
-        "expected": done.candidates,
-        "seconds": round(seconds, 3),
-        "per_second": round(done.candidates_done / seconds, 1) if seconds else 0.0,
-        "peak_memory_mb": round(max(peaks, default=0.0), 1),
-    }
+    return _scan_stored(project, space, wait=wait)
 
 
 def score_stored(project: Project, space: SearchSpace, model_name: str | None, *, wait: bool = True) -> dict[str, Any]:
-    """Queue the scoring of a search space, or what is left of it, and wait for the workers.
+    """Store the candidates of a search space with their predictions, or what is left of them, by the workers.
 
     Raises:
         InputError: the model has never seen a defect type of the search space.
         ScreeningError: a chunk failed.
     """
-    from screening.database import campaigns
     from screening.database.listings import newest_model
     from screening.database.queries import model_by_name
     from screening.pipeline.hosts import add_supercell
 
-    started = time.monotonic()
     with project.transaction() as session:
         stored = add_supercell(session, space.supercell)
         model_id = model_by_name(session, model_name or newest_model(session, stored.id)).id
-    campaign_id = _start(project, space, model_id)
-    if wait:
-        wait_for_campaign(project, campaign_id, label="score")
+    found = _scan_stored(project, space, model_id, wait=wait)
+    return {**found, "predictions": found["candidates"]}
+
+
+def _scan_stored(
+    project: Project, space: SearchSpace, model_id: int | None = None, *, wait: bool = True
+) -> dict[str, Any]:
+    """Start or resume the campaign that keeps all of a search space, and wait for its end.
+
+    Returns:
+        `was_finished`: whether there was nothing to do; `seconds` from the start of the campaign to its end, null
+        before that.
+    """
+    from screening.database import campaigns
+
+    campaign_id, was_finished = _start(project, space, model_id)
+    if wait and not was_finished:
+        wait_for_campaign(project, campaign_id, label="enumerate" if model_id is None else "score")
     with project.transaction() as session:
         (done,) = campaigns.progress_of(session, campaign_id)
+        peaks = [worker.peak_memory_mb or 0.0 for worker in campaigns.workers_of(session, campaign_id)]
+    seconds = None
+    if done.finished_at is not None and done.started_at is not None:
+        seconds = (done.finished_at - done.started_at).total_seconds()
     return {
         "model": done.model,
         "campaign": done.campaign,
+        "state": done.state,
+        "was_finished": was_finished,
         "search_space": done.search_space_id,
-        "predictions": done.candidates_done,
+        "candidates": done.candidates_done,
         "expected": done.candidates,
-        "seconds": round(time.monotonic() - started, 3),
+        "seconds": None if seconds is None else round(seconds, 3),
+        "per_second": round(done.candidates_done / seconds, 1) if seconds else None,
+        "peak_memory_mb": round(max(peaks, default=0.0), 1),
     }
 
 
@@ -265,6 +295,10 @@ def wait_for_campaign(project: Project, campaign_id: int, *, label: str) -> None
     """
     from screening.database import campaigns
 
+    with project.transaction() as session:
+        (found,) = campaigns.progress_of(session, campaign_id)
+    see = f"screening campaign status {found.campaign} --watch"
+
     def look() -> Tick:
         with project.transaction() as session:
             (found,) = campaigns.progress_of(session, campaign_id)
@@ -273,7 +307,7 @@ def wait_for_campaign(project: Project, campaign_id: int, *, label: str) -> None
             found.candidates_done, found.candidates, what, started=found.chunks_running > 0, over=found.is_over
         )  # fmt: skip
 
-    wait_for(look, label=label)
+    wait_for(look, label=label, see=see)
     with project.transaction() as session:
         (found,) = campaigns.progress_of(session, campaign_id)
     if found.state != "finished":
@@ -283,8 +317,8 @@ def wait_for_campaign(project: Project, campaign_id: int, *, label: str) -> None
         )
 
 
-def _start(project: Project, space: SearchSpace, model_id: int | None = None) -> int:
-    """Plan a campaign that keeps everything, start or resume it, and tell the workers; its id."""
+def _start(project: Project, space: SearchSpace, model_id: int | None) -> tuple[int, bool]:
+    """Plan a campaign that keeps all, start or resume it, and tell the workers; its id, and whether it was finished."""
     from screening.pipeline import campaigns, searches
     from screening.pipeline.hosts import add_supercell
 
@@ -295,9 +329,10 @@ def _start(project: Project, space: SearchSpace, model_id: int | None = None) ->
             campaigns.start(session, campaign)
         elif campaign.state != "finished":
             campaigns.resume(session, campaign)
-        campaign_id = campaign.id
-    project.announce("enumerate" if model_id is None else "score")
-    return campaign_id
+        campaign_id, is_finished = campaign.id, campaign.state == "finished"
+    if not is_finished:
+        project.announce("enumerate" if model_id is None else "score")
+    return campaign_id, is_finished
 
 
 def _enumerate_here(space: SearchSpace) -> dict[str, Any]:

@@ -32,8 +32,9 @@ def up(
     as_json: AsJson = False,
 ) -> None:
     """Start PostgreSQL, Valkey, the workers and beat where they do not run, and migrate the database."""
-    start_services(Project(), workers)
-    status(as_json)
+    project = Project()
+    start_services(project, workers)
+    _show_status(project, as_json=as_json)
 
 
 def start_services(project: Project, workers: str | None = None) -> None:
@@ -83,10 +84,18 @@ def down(as_json: AsJson = False) -> None:
 
 
 def status(as_json: AsJson = False) -> None:
-    """Show the services, and the units of work by state."""
+    """Show the services, and the units of work by state.
+
+    Exit code 1 unless the database answers, and PostgreSQL, Valkey and the workers that were started here run.
+    """
+    if not _show_status(Project(), as_json=as_json):
+        raise typer.Exit(1)
+
+
+def _show_status(project: Project, *, as_json: bool) -> bool:
+    """Print what runs; whether all does."""
     from screening import services
 
-    project = Project()
     processes = services.status(project.settings)
     work: list[dict[str, Any]] | None = None
     try:
@@ -98,25 +107,30 @@ def status(as_json: AsJson = False) -> None:
             {"name": p.name, "running": p.running, "pid": p.pid, "address": p.address, "log": p.log} for p in processes
         ]
         print_json({"home": project.settings.home, "services": rows, "work": work})
-        return
-    print(f"home {project.settings.home}")
-    rows_ = [[p.name, "running" if p.running else "stopped", p.pid, p.address, str(p.log)] for p in processes]
-    print_table(["service", "state", "pid", "address", "log"], rows_)
-    if work:
-        print()
-        print_table(["work", "waiting", "running", "finished", "failed"], [list(row.values()) for row in work])
+    else:
+        print(f"home {project.settings.home}")
+        rows_ = [[p.name, "running" if p.running else "stopped", p.pid, p.address, str(p.log)] for p in processes]
+        print_table(["service", "state", "pid", "address", "log"], rows_)
+        if work:
+            print()
+            print_table(["work", "waiting", "running", "finished", "failed"], [list(row.values()) for row in work])
+    stopped = [p.name for p in processes if not p.running]
+    if work is not None and stopped:  # without the database the error has said what to do
+        note(f"screening: {', '.join(stopped)} not running; `screening up` starts what is stopped, the logs say why")
+    return work is not None and not stopped
 
 
 def _work(project: Project) -> list[dict[str, Any]]:
     """Numbers of units of work by kind and state."""
     from sqlalchemy import func, select
 
-    from screening.pipeline.dispatch import UNITS
+    from screening.pipeline.dispatch import CONDITIONS, UNITS
 
     rows = []
     with project.transaction() as session:
         for kind, table in UNITS.items():
-            grouped = session.execute(select(table.state, func.count()).group_by(table.state))
+            of_kind = select(table.state, func.count()).where(*CONDITIONS[kind]).group_by(table.state)
+            grouped = session.execute(of_kind)
             counts: dict[str, int] = {row[0]: row[1] for row in grouped}
             if counts:
                 states = ("waiting", "running", "finished", "failed")
@@ -125,7 +139,10 @@ def _work(project: Project) -> list[dict[str, Any]]:
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Check what the platform needs on this machine: file system, disk, versions, ports, services, GPU."""
+    """Check what the platform needs on this machine: file system, disk, versions, ports, services, GPU.
+
+    Exit code 1 if something FAILED; a warning is no failure.
+    """
     from screening.services.doctor import doctor as examine
 
     checks = examine(Project().settings)

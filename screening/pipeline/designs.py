@@ -143,11 +143,12 @@ def _check_campaign(
     if campaign.storage == "all":
         return
     kept = DesignQuery.model_validate(campaign.query)
-    matching = session.scalar(select(func.sum(tables.Chunk.n_matching)).where(tables.Chunk.campaign_id == campaign.id))
-    if not query.ranks_as(kept) and not (int(matching or 0) <= kept.limit and query.is_narrower_than(kept)):
+    matched = session.scalar(select(func.sum(tables.Chunk.n_matching)).where(tables.Chunk.campaign_id == campaign.id))
+    matching = int(matched or 0)
+    if not query.ranks_as(kept) and not (matching <= kept.limit and query.is_narrower_than(kept)):
         raise InputError(
-            f"campaign {campaign.name} keeps {kept.limit} of the {matching} candidates that satisfy its own query, "
-            f"{kept.model_dump_json(exclude_none=True)}; the best of another one may not be among them: ask the same, "
+            f"campaign {campaign.name} keeps {min(kept.limit, matching)} of the {matching} candidates that satisfy its "
+            f"own query, {kept.model_dump_json(exclude_none=True)}; the best of another one may not be among them: ask the same, "
             "or scan the search space with this query (`screening campaign plan`)"
         )
 

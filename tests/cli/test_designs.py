@@ -10,14 +10,8 @@ import pytest
 from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 
-from screening.cli.designs import (
-    build_query,
-    builtin_level,
-    calculate_stored,
-    describe_calculations,
-    describe_nothing,
-    with_stored_host,
-)
+from screening.cli.calculations import builtin_level, calculate_stored, describe_calculations
+from screening.cli.designs import build_query, describe_nothing, with_stored_host
 from screening.cli.project import Project
 from screening.database import tables
 from screening.database.session import session_scope

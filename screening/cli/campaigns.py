@@ -1,0 +1,325 @@
+"""Campaigns: campaign plan, start, pause, resume, cancel, status, list, delete.
+
+A plan says what a campaign will cost before anything of it is begun. The other commands change its state and tell
+the workers; nobody has to wait for them.
+"""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from screening.cli.campaign_status import campaign_list, campaign_status, describe_campaign, what_is_kept
+from screening.cli.designs import Confidence, Gap, Highest, Sort, Windows, build_query
+from screening.cli.options import (
+    AsJson,
+    CompositionText,
+    CountLimits,
+    HostName,
+    MaxDefects,
+    MaxSeparation,
+    MinDefects,
+    MinSeparation,
+    ModelName,
+    RequiredTypes,
+    SupercellText,
+    Types,
+)
+from screening.cli.output import counted, duration, note, print_json, print_table, size_on_disk
+from screening.cli.project import LimitOptions, Project
+from screening.cli.searches import find_symmetry_of, read_space
+from screening.errors import InputError
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from screening.database.design_query import DesignQuery
+    from screening.database.tables import TrainedModel
+    from screening.defects.enumeration import SearchSpace
+
+MOST_BYTES = 50 * 10**9  # more than a laptop has to spare
+
+NameOfCampaign = Annotated[str, typer.Argument(metavar="NAME", help="Name of the campaign.")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    campaign = typer.Typer(
+        help="Campaigns: scan a search space with a model, and keep all of it or the best.", no_args_is_help=True
+    )
+    campaign.command("plan")(campaign_plan)
+    campaign.command("start")(campaign_start)
+    campaign.command("status")(campaign_status)
+    campaign.command("pause")(campaign_pause)
+    campaign.command("resume")(campaign_resume)
+    campaign.command("cancel")(campaign_cancel)
+    campaign.command("list")(campaign_list)
+    campaign.command("delete")(campaign_delete)
+    app.add_typer(campaign, name="campaign")
+
+
+def campaign_plan(
+    host: HostName,
+    supercell: SupercellText,
+    types: Types,
+    max_defects: MaxDefects = None,
+    min_defects: MinDefects = 1,
+    composition: CompositionText = None,
+    limit: CountLimits = None,
+    require: RequiredTypes = None,
+    min_separation: MinSeparation = None,
+    max_separation: MaxSeparation = None,
+    model: ModelName = None,
+    no_model: Annotated[bool, typer.Option("--no-model", help="Store the candidates without scoring them.")] = False,
+    keep: Annotated[
+        int | None,
+        typer.Option(
+            "--keep",
+            help="Keep only so many candidates, those that come first by --gap, --window, --sort, --highest and "
+            "--confidence; all are counted, and are in the histograms. Every candidate is stored if not given.",
+        ),
+    ] = None,
+    gap: Gap = None,
+    window: Windows = None,
+    sort: Sort = None,
+    highest: Highest = False,
+    confidence: Confidence = None,
+    name: Annotated[str | None, typer.Option("--name", help="What to call it; made up if not given.")] = None,
+    at_once: Annotated[bool, typer.Option("--start", help="Start it, too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Plan a campaign and say what it will cost; the workers begin when it is started."""
+    project = Project()
+    limits = LimitOptions(limit or (), require or (), min_separation, max_separation)
+    space = read_space(project, host, supercell, types, max_defects, min_defects, composition, limits=limits)
+    options: dict[str, Any] = {"gap": gap, "window": window, "sort": sort, "highest": highest, "confidence": confidence}
+    if no_model and model is not None:
+        raise InputError(f"--no-model stores candidates unscored, --model {model} scores them; leave one of them out")
+    if keep is None and any(value not in (None, False) for value in options.values()):
+        raise InputError(
+            "--gap, --window, --sort, --highest and --confidence choose the rows of --keep; add --keep 10000, or leave "
+            "them out: what is stored whole is ranked later by `screening design`"
+        )
+    query = None
+    if keep is not None:
+        place = {"host": space.supercell.host.name, "supercell": space.supercell.label}
+        query = build_query(**(place | options), limit=keep)
+    found = plan_stored(project, space, model=model, has_model=not no_model, query=query, name=name)
+    if not as_json:
+        _print_plan(project, found)
+    if at_once and found["state"] != "finished":
+        found["state"] = open_campaign(project, found["campaign"])
+    if as_json:
+        print_json(found)
+    else:
+        print(_what_next(found))
+
+
+def plan_stored(
+    project: Project,
+    space: SearchSpace,
+    *,
+    model: str | None = None,
+    has_model: bool = True,
+    query: DesignQuery | None = None,
+    name: str | None = None,
+) -> dict[str, Any]:
+    """Write a campaign, and what it is and will cost.
+
+    Raises:
+        InputError: nobody could scan it, or the model does not fit it.
+    """
+    from screening.pipeline import campaigns, costs, searches
+    from screening.pipeline.hosts import add_supercell
+    from screening.services import n_processes
+
+    symmetry = find_symmetry_of(space)
+    numbers = searches.count_table(space, symmetry)
+    total = numbers["total"]
+    with project.transaction() as session:
+        stored = add_supercell(session, space.supercell)
+        chosen = _find_model(session, model, stored.id) if has_model else None
+        space_id = searches.add_search_space(session, stored, space)
+        request = campaigns.CampaignRequest(None if chosen is None else chosen.id, query, name)
+        campaign = campaigns.plan(session, space_id, request)
+        seconds = (
+            costs.enumeration_seconds(space, symmetry, total)
+            if chosen is None
+            else costs.scoring_seconds(session, total)
+        )
+        n_kept = total if query is None else min(total, query.limit)
+        return {
+            **describe_campaign(session, campaign),
+            "candidates": total,
+            "by_defects": numbers["by_defects"],
+            "chunks": _n_chunks(session, campaign.id),
+            "disk_bytes": costs.disk_bytes(n_kept, n_properties=0 if chosen is None else len(chosen.properties)),
+            "seconds": seconds,
+            "workers": n_processes(project.settings, "cpu" if chosen is None else "gpu"),
+        }
+
+
+def open_campaign(project: Project, name: str) -> str:
+    """Start a campaign that is planned, or go on with one that was stopped, and tell the workers; its new state."""
+    from screening.database.queries import campaign_by_name
+    from screening.pipeline import campaigns
+
+    with project.transaction() as session:
+        campaign = campaign_by_name(session, name)
+        if campaign.state == "planned":
+            campaigns.start(session, campaign)
+        else:
+            campaigns.resume(session, campaign)
+        state, scores = campaign.state, campaign.model_id is not None
+    project.announce("score" if scores else "enumerate")
+    return state
+
+
+def campaign_start(name: NameOfCampaign, as_json: AsJson = False) -> None:
+    """Open the chunks of a planned campaign to the workers."""
+    _change(name, "start", as_json=as_json)
+
+
+def campaign_pause(name: NameOfCampaign, as_json: AsJson = False) -> None:
+    """Hand out no more chunks of a campaign; those that run come to their end."""
+    _change(name, "pause", as_json=as_json)
+
+
+def campaign_resume(name: NameOfCampaign, as_json: AsJson = False) -> None:
+    """Go on with a campaign that was paused or cancelled, or try its failed chunks again."""
+    _change(name, "resume", as_json=as_json)
+
+
+def campaign_cancel(name: NameOfCampaign, as_json: AsJson = False) -> None:
+    """Stop a campaign at once; what is finished stays, and `resume` does the rest."""
+    _change(name, "cancel", as_json=as_json)
+
+
+def campaign_delete(
+    name: NameOfCampaign,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete a campaign with everything it has stored; saved rankings stay."""
+    from screening.database.campaigns import partition_bytes
+    from screening.database.queries import campaign_by_name
+    from screening.pipeline import campaigns
+
+    project = Project()
+    with project.transaction() as session:
+        campaign = campaign_by_name(session, name)
+        size = partition_bytes(session, campaign.id)
+        state = campaign.state
+    if not yes:
+        typer.confirm(f"delete campaign {name} ({state}) and its {size_on_disk(size)}?", abort=True, err=True)
+    with project.transaction() as session:
+        campaigns.remove(session, campaign_by_name(session, name))
+    if as_json:
+        print_json({"campaign": name, "state": "deleted", "disk_bytes": size})
+    else:
+        print(f"campaign {name} is deleted; {size_on_disk(size)} are free")
+
+
+def _change(name: str, verb: Literal["start", "pause", "resume", "cancel"], *, as_json: bool) -> None:
+    """Change the state of a campaign, tell the workers, and say what comes of it."""
+    from screening.database.campaigns import progress_of
+    from screening.database.queries import campaign_by_name
+    from screening.pipeline import campaigns
+
+    project = Project()
+    change = {
+        "start": campaigns.start,
+        "pause": campaigns.pause,
+        "resume": campaigns.resume,
+        "cancel": campaigns.cancel,
+    }[verb]
+    with project.transaction() as session:
+        campaign = campaign_by_name(session, name)
+        change(session, campaign)
+        campaign_id, scores = campaign.id, campaign.model_id is not None
+    if verb in ("start", "resume"):
+        project.announce("score" if scores else "enumerate")
+    with project.transaction() as session:
+        (found,) = progress_of(session, campaign_id)
+    if as_json:
+        print_json({"campaign": found.campaign, "state": found.state})
+        return
+    see, go_on = f"`screening campaign status {name} --watch`", f"`screening campaign resume {name}`"
+    done = f"{found.chunks_done} of {counted(found.chunks, 'chunk')} are done"
+    what = {
+        "running": f"{done}; {see} shows how far it is",
+        "paused": f"{done}, {found.chunks_running} more come to their end; {go_on} goes on",
+        "cancelled": f"{done} and stay; {go_on} does the rest",
+    }
+    print(f"campaign {name} is {found.state}: {what[found.state]}")
+
+
+def _find_model(session: Session, name: str | None, supercell_id: int) -> TrainedModel:
+    """The model of this name, or the newest that has learnt from the host."""
+    from screening.database.listings import newest_model
+    from screening.database.queries import model_by_name
+
+    return model_by_name(session, name or newest_model(session, supercell_id))
+
+
+def _n_chunks(session: Session, campaign_id: int) -> int:
+    from screening.database.campaigns import progress_of
+
+    (found,) = progress_of(session, campaign_id)
+    return found.chunks
+
+
+def _print_plan(project: Project, found: dict[str, Any]) -> None:
+    """What a campaign is and will cost."""
+    print(
+        f"campaign {found['campaign']} ({found['state']}): {found['search_space']} in {found['host']} "
+        f"{found['supercell']}"
+    )
+    print(f"model {found['model'] or 'none'}, keeps {what_is_kept(found)}\n")
+    sizes = [[int(n), number] for n, number in found["by_defects"].items()]
+    print_table(["defects", "candidates"], [[n, f"{number:,}"] for n, number in [*sizes, ["all", found["candidates"]]]])
+    print()
+    queue = "gpu" if found["model"] else "cpu"
+    lines = [
+        ["chunks", f"{found['chunks']:,}"],
+        ["disk", size_on_disk(found["disk_bytes"])],
+        ["time", _time(found["seconds"], found["workers"], queue)],
+    ]
+    print_table(["", ""], lines)
+    free = _free_bytes(project)
+    if found["storage"] == "all" and found["disk_bytes"] > min(MOST_BYTES, free):
+        note(
+            f"screening: {size_on_disk(found['disk_bytes'])} are much to store"
+            + (f", of {size_on_disk(free)} that are free here" if found["disk_bytes"] > free else "")
+            + "; --keep 10000 with --gap, --window or --sort keeps the best rows only, and counts all of them"
+        )
+
+
+def _time(seconds: float | None, n_workers: int, queue: str) -> str:
+    """Time of one worker process, and of those that run here."""
+    one = "not known before something has been scored" if seconds is None else f"{duration(seconds)} by one worker"
+    if n_workers == 0:
+        return f"{one}; none runs here, `screening up --workers {queue}=2` starts two"
+    if seconds is None or n_workers == 1:
+        return one
+    return f"{one}, {duration(seconds / n_workers)} by the {n_workers} that run here"
+
+
+def _free_bytes(project: Project) -> float:
+    """Free on the disk of our own database; nothing is known of another one's."""
+    if project.settings.database_url is not None:
+        return float("inf")
+    return float(shutil.disk_usage(project.settings.home).free)
+
+
+def _what_next(found: dict[str, Any]) -> str:
+    name = found["campaign"]
+    if found["state"] == "planned":
+        return f"start it with `screening campaign start {name}`"
+    if found["state"] == "running":
+        return f"running; `screening campaign status {name} --watch`"
+    if found["state"] == "finished":
+        return f"finished already; `screening campaign status {name}`"
+    return f"{found['state']}; `screening campaign resume {name}` goes on"
