@@ -23,7 +23,7 @@ from screening.defects.host import Supercell
 from screening.learning.gnn import SUM_SCALE, FilterBlock, SparseDefectNetwork, Tables
 from screening.learning.graph import all_kinds, pair_table
 
-_ROWS = 64  # configurations of a pass: its arrays stay in a core's cache, and matrix products are efficient
+_NODES = 128  # of a pass: all arrays stay in the core's cache, and BLAS starts no threads for so small a product
 _compiled = numba.njit(cache=True, nogil=True, fastmath=True, error_model="numpy")  # numpy: no branch on division
 
 
@@ -156,16 +156,17 @@ def _fold_read_out(network: SparseDefectNetwork, host: int, k: int) -> dict[str,
 def _member_outputs(sites, kinds, number, row, weights, outputs):  # type: ignore[no-untyped-def]
     """Outputs (n, o) of one member."""
     k, (n_features, twice) = sites.shape[1], weights.read_in.shape
-    width, n_layers, n_nodes = twice // 2, len(weights.filters), _ROWS * k
+    width, n_layers, n_rows = twice // 2, len(weights.filters), max(1, _NODES // k)
+    n_nodes = n_rows * k
     # three at a time, since a short loop costs its start; padded with the row of zeros
     pairs = np.full((n_nodes, max(1, (k + 1) // 3) * 3), len(weights.messages) - 1)
     others = np.zeros(pairs.shape, np.int64)
     s = np.empty((n_layers + 1, n_nodes, width), np.float32)
     both, part = np.empty((n_nodes, twice), np.float32), np.empty((n_nodes, twice), np.float32)
-    features, hidden = np.empty((_ROWS, n_features), np.float32), np.empty((_ROWS, twice), np.float32)
-    direct = np.empty((_ROWS, outputs.shape[1]), np.float32)
-    for first in range(0, len(sites), _ROWS):
-        n = min(_ROWS, len(sites) - first)
+    features, hidden = np.empty((n_rows, n_features), np.float32), np.empty((n_rows, twice), np.float32)
+    direct = np.empty((n_rows, outputs.shape[1]), np.float32)
+    for first in range(0, len(sites), n_rows):
+        n = min(n_rows, len(sites) - first)
         kind, out = kinds[first : first + n].reshape(n * k), outputs[first : first + n]
         _number_pairs(sites[first : first + n], kind, number, row, pairs, others)
         _first_block(kind, pairs, weights, s[0])

@@ -96,7 +96,7 @@ def bench_floor_of_the_machine(
     members = fold_network(ensemble.network, supercell, 0, CODES, k).members
     products, additions, table_bytes = work_of(members[0], k)
     width = ensemble.network.architecture.width
-    multiply_adds_per_s = fastest_product(64 * k, width)
+    multiply_adds_per_s = fastest_product(128 // k * k, width)
     seconds = best_of(5, lambda: score_block(ensemble, supercell, sites, codes, device="cpu"))
     rate, floor = N_ROWS / seconds, multiply_adds_per_s / (products * len(members))
     line = {
@@ -139,7 +139,7 @@ def work_of(weights: Weights, k: int) -> tuple[int, int, int]:
     """Multiply-adds of a candidate in matrix products and elsewhere, and bytes read from tables, of one member."""
     n_features, twice = weights.read_in.shape
     width, n_layers, n_outputs = twice // 2, len(weights.filters), len(weights.bias)
-    products = k * n_layers * 3 * width**2 + n_features * (twice + n_outputs) + twice * n_outputs
+    products = k * n_layers * (n_layers + 1) * width**2 + n_features * (twice + n_outputs) + twice * n_outputs
     n_edges = k * (k - 1)
     additions = n_edges * (width * (1 + n_layers) + n_outputs)
     return products, additions, 4 * (additions + 2 * k * width)

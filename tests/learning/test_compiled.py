@@ -33,7 +33,7 @@ def random_block(supercell: Supercell, n_rows: int, k: int) -> tuple[np.ndarray,
 def test_compiled_outputs_are_those_of_the_network_to_float32_rounding(
     supercell: Supercell, n_blocks: int, k: int
 ) -> None:
-    """150 rows are two passes and a part of one."""
+    """150 rows are some passes and a part of one."""
     torch.manual_seed(k)
     network = SparseDefectNetwork(Architecture(n_members=3, n_hosts=2, n_outputs=4, width=24, n_blocks=n_blocks))
     with torch.no_grad():
