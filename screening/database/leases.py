@@ -47,38 +47,34 @@ def worker_of(owner: str) -> str:
 def claim_next(session: Session, table: Unit, owner: str, *conditions: ColumnElement[bool]) -> int | None:
     """Claim the oldest open unit of a table that fulfils the conditions; its id, or None when there is none.
 
-    Units whose lease ran out for the last allowed time are set aside as failed on the way.
+    Units whose lease ran out for the last allowed time are set aside as failed on the way. A claim looks at the
+    units up to the one that it takes, not at all that wait.
     """
-    hopeless = (
-        select(table.id)
-        .where(_is_expired(table), table.attempts >= MAX_ATTEMPTS, *conditions)
-        .with_for_update(skip_locked=True)
-    )
-    session.execute(
-        update(table)
-        .where(table.id.in_(hopeless))
-        .values(
-            state="failed", lease_owner=None, lease_until=None, finished_at=func.now(),
-            error=f"the worker died or hung {MAX_ATTEMPTS} times while it held this unit",
-        )
-    )  # fmt: skip
     oldest = (
-        select(table.id)
-        .where(_is_claimable(table), table.attempts < MAX_ATTEMPTS, *conditions)
+        select(table.id, table.attempts)
+        .where(_is_claimable(table), *conditions)
         .order_by(table.id)
         .limit(1)
         .with_for_update(skip_locked=True)
-        .scalar_subquery()
     )
-    return session.scalar(
-        update(table)
-        .where(table.id == oldest)
-        .values(
-            state="running", lease_owner=owner, lease_until=_lease_end(), attempts=table.attempts + 1,
-            started_at=func.now(), **_first_beat(table),
-        )
-        .returning(table.id)
-    )  # fmt: skip
+    while (found := session.execute(oldest).first()) is not None:
+        unit_id, attempts = found
+        taken = update(table).where(table.id == unit_id)
+        if attempts < MAX_ATTEMPTS:
+            session.execute(
+                taken.values(
+                    state="running", lease_owner=owner, lease_until=_lease_end(), attempts=attempts + 1,
+                    started_at=func.now(), **_first_beat(table),
+                )
+            )  # fmt: skip
+            return int(unit_id)
+        session.execute(
+            taken.values(
+                state="failed", lease_owner=None, lease_until=None, finished_at=func.now(),
+                error=f"the worker died or hung {MAX_ATTEMPTS} times while it held this unit",
+            )
+        )  # fmt: skip
+    return None
 
 
 def has_claimable(session: Session, table: Unit, *conditions: ColumnElement[bool]) -> bool:
