@@ -1,15 +1,18 @@
-"""Rows that database tests begin with: one host, level of theory, search space, chunk and model."""
+"""Rows that database tests begin with: one host, level of theory, search space, model, running campaign and chunk."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, func
 from sqlalchemy.orm import Session
 
+from screening.database.campaigns import add_partition
 from screening.database.session import session_scope
 from screening.database.tables import (
+    Arrangement,
+    Campaign,
     Chunk,
     Composition,
     DefectType,
@@ -25,7 +28,7 @@ V_S, SE_S = 128 * 16, 128 * 16 + 34
 
 @dataclass(frozen=True)
 class Ids:
-    """Ids of the rows."""
+    """Ids of the rows; `one` and `two` are arrangements of v_S, and of v_S and Se_S."""
 
     host: int
     supercell: int
@@ -33,8 +36,11 @@ class Ids:
     vacancy: int
     pair: int
     search_space: int
+    campaign: int
     chunk: int
     model: int
+    one: int
+    two: int
 
 
 def add_rows(session: Session) -> Ids:
@@ -57,10 +63,26 @@ def add_rows(session: Session) -> Ids:
     space = SearchSpace(supercell_id=supercell.id, defect_types=[V_S, SE_S], min_defects=1, max_defects=2, expected=10)
     session.add(space)
     session.flush()
-    chunk = Chunk(search_space_id=space.id, number=0, n_defects=2, prefix_sites=[], prefix_defect_types=[])
+    campaign = Campaign(
+        name="c1", search_space_id=space.id, model_id=model.id, storage="all", state="running", started_at=func.now()
+    )
+    arrangements = [
+        Arrangement(composition_id=vacancy.id, defect_types=[V_S]),
+        Arrangement(composition_id=pair.id, defect_types=[V_S, SE_S]),
+    ]
+    session.add_all([campaign, *arrangements])
+    session.flush()
+    add_partition(session, campaign.id)
+    chunk = Chunk(
+        campaign_id=campaign.id, number=0, scores=True, n_defects=2, first_sites=[], first_defect_types=[],
+        last_sites=[], last_defect_types=[],
+    )  # fmt: skip
     session.add(chunk)
     session.flush()
-    return Ids(host.id, supercell.id, level.id, vacancy.id, pair.id, space.id, chunk.id, model.id)
+    one, two = (arrangement.id for arrangement in arrangements)
+    return Ids(
+        host.id, supercell.id, level.id, vacancy.id, pair.id, space.id, campaign.id, chunk.id, model.id, one, two
+    )
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from screening.database.bulk_copy import copy_rows
-from screening.database.tables import Candidate, Prediction
+from screening.database.tables import Candidate
 
 
 @pytest.fixture
@@ -103,34 +103,37 @@ def test_names_are_quoted(session: Session) -> None:
     assert session.scalars(text('SELECT "select" FROM "odd; name"')).all() == [0, 1, 2]
 
 
-def test_candidates_and_predictions_are_copied_in_the_transaction_of_the_session(session: Session, ids: Any) -> None:
+def candidates(ids: Any, n: int) -> dict[str, Any]:
+    """Single vacancies on different sites."""
+    return {
+        "id": np.arange(n, dtype=np.int64), "campaign_id": np.full(n, ids.campaign, np.int32),
+        "arrangement_id": np.full(n, ids.one, np.int32), "multiplicity": np.ones(n, np.int32),
+        "sites": np.arange(n, dtype=np.int16)[:, None],
+    }  # fmt: skip
+
+
+def test_candidates_are_copied_into_their_partition_in_the_transaction_of_the_session(
+    session: Session, ids: Any
+) -> None:
     n = 500
-    with session.begin_nested():
-        copy_rows(
-            session, "candidates",
-            {
-                "search_space_id": np.full(n, ids.search_space, np.int32), "chunk_id": np.full(n, ids.chunk, np.int32),
-                "composition_id": np.full(n, ids.vacancy, np.int32), "multiplicity": np.ones(n, np.int32),
-                "sites": np.arange(n, dtype=np.int16)[:, None], "defect_types": np.full((n, 1), 2048, np.int16),
-            },
-        )  # fmt: skip
-    candidates = session.query(Candidate).order_by(Candidate.id).all()
-    assert [candidate.sites for candidate in candidates] == [[site] for site in range(n)]
-    identifiers = np.array([candidate.id for candidate in candidates], np.int64)
     means = np.linspace(-6, -5, n, dtype=np.float32)
-    predictions = {"candidate_id": identifiers, "model_id": np.full(n, ids.model, np.int32), "homo_mean": means}
-    copy_rows(session, "predictions", predictions | {"homo_std": np.full(n, 0.1, np.float32)})
-    found = session.query(Prediction).order_by(Prediction.candidate_id).all()
+    scores = {"homo_mean": means, "homo_std": np.full(n, 0.1, np.float32)}
+    with session.begin_nested():
+        copy_rows(session, f"candidates_{ids.campaign}", candidates(ids, n) | scores)
+    found = session.query(Candidate).order_by(Candidate.id).all()
+    assert [candidate.sites for candidate in found] == [[site] for site in range(n)]
     np.testing.assert_array_equal(np.array([row.homo_mean for row in found], np.float32), means)
     assert {row.lumo_mean for row in found} == {None}
 
 
 def test_a_copied_row_that_breaks_a_rule_is_refused_with_all_others(session: Session, ids: Any) -> None:
-    bad = {
-        "search_space_id": np.full(3, ids.search_space, np.int32), "chunk_id": np.full(3, ids.chunk, np.int32),
-        "composition_id": np.full(3, ids.vacancy, np.int32), "multiplicity": np.array([1, 0, 1], np.int32),
-        "sites": np.arange(3, dtype=np.int16)[:, None], "defect_types": np.full((3, 1), 2048, np.int16),
-    }  # fmt: skip
-    with pytest.raises(CheckViolation, match="ck_candidates_multiplicity"), session.begin_nested():
-        copy_rows(session, "candidates", bad)
+    bad = candidates(ids, 3) | {"multiplicity": np.array([1, 0, 1], np.int32)}
+    with pytest.raises(CheckViolation, match="ck_candidates_configuration"), session.begin_nested():
+        copy_rows(session, f"candidates_{ids.campaign}", bad)
     assert session.query(Candidate).count() == 0
+
+
+def test_a_row_of_another_campaign_is_refused_by_the_partition(session: Session, ids: Any) -> None:
+    other = candidates(ids, 3) | {"campaign_id": np.full(3, ids.campaign + 1, np.int32)}
+    with pytest.raises(CheckViolation, match="violates partition constraint"), session.begin_nested():
+        copy_rows(session, f"candidates_{ids.campaign}", other)

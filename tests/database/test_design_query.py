@@ -11,12 +11,13 @@ import psycopg
 import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from sqlalchemy import text
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from screening.database.bulk_copy import copy_rows
-from screening.database.design_query import DesignQuery, Window, compile_query, to_sql
-from screening.database.tables import PROPERTY_COMMENTS, Candidate
+from screening.database.campaigns import IDS_PER_CHUNK, add_partition, partition_name
+from screening.database.design_query import DesignQuery, Window, compile_query, sort_key, to_sql
+from screening.database.tables import PROPERTY_COMMENTS, Campaign, Candidate
 from screening.errors import InputError
 
 N = 400
@@ -37,26 +38,22 @@ class Predictions:
 def stored(session: Session, ids: Any) -> Predictions:
     """Candidates of one or two defects; means on a grid, so that some lie on the ends of windows and some tie."""
     rng = np.random.default_rng(7)
-    for n_defects, composition in ((1, ids.vacancy), (2, ids.pair)):
-        sites = np.arange(N // 2 * n_defects, dtype=np.int16).reshape(-1, n_defects)
-        columns = {
-            "search_space_id": np.full(N // 2, ids.search_space, np.int32),
-            "chunk_id": np.full(N // 2, ids.chunk, np.int32),
-            "composition_id": np.full(N // 2, composition, np.int32),
-            "multiplicity": np.ones(N // 2, np.int32),
-            "sites": sites,
-            "defect_types": np.full_like(sites, 2048),
-        }
-        copy_rows(session, "candidates", columns)
-    rows = session.query(Candidate).order_by(Candidate.id).all()
     mean = {name: (rng.integers(0, 25, N) / 10).astype(np.float32) for name in (GAP, ENERGY, "total_mag")}
     std = {name: rng.choice([0.0, 0.05, 0.3, 1.0], N).astype(np.float32) for name in mean}
-    found = Predictions(np.array([r.id for r in rows]), np.array([len(r.sites) for r in rows]), mean, std)
-    columns = {"candidate_id": found.ids, "model_id": np.full(N, ids.model, np.int32)}
-    for name in mean:
-        columns |= {f"{name}_mean": mean[name], f"{name}_std": std[name]}
-    copy_rows(session, "predictions", columns)
-    return found
+    identifiers = np.arange(N, dtype=np.int64) + 7 * IDS_PER_CHUNK
+    for n_defects, arrangement in ((1, ids.one), (2, ids.two)):
+        half = slice((n_defects - 1) * N // 2, n_defects * N // 2)
+        columns: dict[str, Any] = {
+            "id": identifiers[half],
+            "campaign_id": np.full(N // 2, ids.campaign, np.int32),
+            "arrangement_id": np.full(N // 2, arrangement, np.int32),
+            "multiplicity": np.ones(N // 2, np.int32),
+            "sites": np.arange(N // 2 * n_defects, dtype=np.int16).reshape(-1, n_defects),
+        }
+        for name in mean:
+            columns |= {f"{name}_mean": mean[name][half], f"{name}_std": std[name][half]}
+        copy_rows(session, partition_name(ids.campaign), columns)
+    return Predictions(identifiers, np.repeat([1, 2], N // 2), mean, std)
 
 
 def probabilities(stored: Predictions, query: DesignQuery) -> NDArray[np.float64]:
@@ -119,7 +116,7 @@ QUERIES = {
 
 
 def rows_of(session: Session, ids: Any, query: DesignQuery) -> list[tuple[int, float]]:
-    statement = compile_query(query, model_id=ids.model, search_space_id=ids.search_space)
+    statement = compile_query(query, campaign_id=ids.campaign)
     return [(row.candidate, row.probability) for row in session.execute(statement)]
 
 
@@ -136,7 +133,7 @@ def test_rows_order_and_probability_are_those_of_the_plain_twin(
 
 @pytest.mark.parametrize("name", QUERIES)
 def test_the_printed_sql_gives_the_same_rows(session: Session, ids: Any, stored: Predictions, name: str) -> None:
-    statement = compile_query(QUERIES[name], model_id=ids.model, search_space_id=ids.search_space)
+    statement = compile_query(QUERIES[name], campaign_id=ids.campaign)
     printed = to_sql(statement)
     assert printed.count("SELECT") == 2
     driver = session.connection().connection.driver_connection
@@ -153,19 +150,19 @@ def test_a_window_whose_end_is_the_mean_holds_half_of_it(session: Session, ids: 
     assert {found[int(stored.ids[row])] for row in on_the_end} == {0.5}
 
 
-def test_candidates_of_other_models_and_search_spaces_are_left_out(
-    session: Session, ids: Any, stored: Predictions
-) -> None:
-    for model_id, search_space_id in ((ids.model + 1, ids.search_space), (ids.model, ids.search_space + 1)):
-        statement = compile_query(QUERIES["no window"], model_id=model_id, search_space_id=search_space_id)
-        assert session.execute(statement).all() == []
+def test_candidates_of_other_campaigns_are_left_out(session: Session, ids: Any, stored: Predictions) -> None:
+    other = Campaign(name="c2", search_space_id=ids.search_space, storage="all")
+    session.add(other)
+    session.flush()
+    add_partition(session, other.id)
+    assert session.execute(compile_query(QUERIES["no window"], campaign_id=other.id)).all() == []
 
 
 def test_candidates_without_the_property_come_last_and_satisfy_no_window(
     session: Session, ids: Any, stored: Predictions
 ) -> None:
     session.execute(
-        text(f"UPDATE predictions SET {GAP}_mean = NULL, {GAP}_std = NULL WHERE candidate_id = :id"),
+        text(f"UPDATE candidates SET {GAP}_mean = NULL, {GAP}_std = NULL WHERE id = :id"),
         {"id": int(stored.ids[0])},
     )
     everything = rows_of(session, ids, DesignQuery(host="MoS2", sort=GAP, limit=1000))
@@ -180,9 +177,7 @@ def test_a_finished_calculation_at_the_level_of_the_model_is_shown(
     session: Session, ids: Any, stored: Predictions
 ) -> None:
     def calculated() -> list[int]:
-        statement = compile_query(
-            DesignQuery(host="MoS2", limit=1000), model_id=ids.model, search_space_id=ids.search_space
-        )
+        statement = compile_query(DesignQuery(host="MoS2", limit=1000), campaign_id=ids.campaign)
         return [row.sites[0] for row in session.execute(statement) if row.calculated]
 
     session.execute(
@@ -238,6 +233,69 @@ def test_an_unknown_property_is_an_input_error_that_names_those_there_are() -> N
 def test_a_query_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         DesignQuery(host="MoS2", **wrong)
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_the_sort_key_ranks_as_the_query_does(session: Session, ids: Any, stored: Predictions, name: str) -> None:
+    query = QUERIES[name]
+    keys = dict(session.execute(select(Candidate.id, sort_key(query))).all())
+    found = [candidate for candidate, _ in rows_of(session, ids, query)]
+    assert found == sorted(found, key=lambda candidate: (keys[candidate], candidate))
+    assert max(keys[candidate] for candidate in found) > min(keys[candidate] for candidate in found)
+
+
+def kept_query(**changes: Any) -> DesignQuery:
+    """The query of a campaign that keeps its best, or one that differs from it."""
+    window = Window(property=GAP, low=1.0, high=1.5)
+    given = {"host": "MoS2", "windows": (window,), "max_defects": 3, "limit": 100, "confidence": 0.6}
+    return DesignQuery.model_validate(given | changes)
+
+
+@pytest.mark.parametrize("changes", [{}, {"limit": 99}, {"supercell": "8x8", "limit": 1}])
+def test_the_first_rows_of_a_query_are_those_of_the_same_one_with_a_smaller_limit(changes: dict[str, Any]) -> None:
+    assert kept_query(**changes).ranks_as(kept_query())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"limit": 101}, {"confidence": 0.7}, {"max_defects": 2}, {"max_defects": None}, {"direction": "highest"},
+        {"sort": GAP}, {"windows": ()}, {"windows": (Window(property=GAP, low=1.0, high=1.4),)},
+    ],
+)  # fmt: skip
+def test_a_query_that_ranks_otherwise_or_selects_otherwise_has_other_first_rows(changes: dict[str, Any]) -> None:
+    """A narrower one too: its best may come behind the rows that are kept."""
+    assert not kept_query(**changes).ranks_as(kept_query())
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_narrower"),
+    [
+        ({}, True),
+        ({"sort": GAP, "direction": "highest", "limit": 1_000_000}, True),
+        ({"max_defects": 2}, True),
+        ({"max_defects": 4}, False),
+        ({"max_defects": None}, False),
+        ({"confidence": 0.9}, True),
+        ({"confidence": 0.5}, False),
+        ({"windows": ()}, False),
+        ({"windows": (Window(property=GAP, low=1.1, high=1.5),)}, True),
+        ({"windows": (Window(property=GAP, low=1.1),)}, False),
+        ({"windows": (Window(property=GAP, low=0.9, high=1.5),)}, False),
+        ({"windows": (Window(property=ENERGY, low=1.1, high=1.4),)}, False),
+        ({"windows": (Window(property=ENERGY, high=0.0), Window(property=GAP, low=1.0, high=1.5))}, True),
+    ],
+)
+def test_a_narrower_query_asks_for_no_more_whatever_it_sorts_by(changes: dict[str, Any], is_narrower: bool) -> None:
+    assert kept_query(**changes).is_narrower_than(kept_query()) is is_narrower
+
+
+@pytest.mark.parametrize("name", QUERIES)
+@pytest.mark.parametrize("other", QUERIES)
+def test_a_query_that_is_said_to_be_narrower_finds_nothing_else(stored: Predictions, name: str, other: str) -> None:
+    queries = [QUERIES[n].model_copy(update={"limit": 1_000_000}) for n in (name, other)]
+    mine, others = ({candidate for candidate, _ in twin(stored, query)} for query in queries)
+    assert mine <= others or not queries[0].is_narrower_than(queries[1])
 
 
 def test_a_query_survives_json() -> None:

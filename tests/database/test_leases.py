@@ -28,6 +28,7 @@ from screening.database.leases import (
     release_dead,
     release_stopped,
     reopen_failed,
+    worker_of,
 )
 from screening.database.session import make_engine, migrate, session_scope
 from screening.database.tables import Calculation, Chunk, TrainedModel
@@ -40,14 +41,20 @@ def expire(session: Session) -> None:
     session.execute(text("UPDATE chunks SET lease_until = now() - interval '1 second' WHERE state = 'running'"))
 
 
-def waiting_chunk(ids: Any, number: int) -> Chunk:
-    return Chunk(search_space_id=ids.search_space, number=number, n_defects=2, prefix_sites=[], prefix_defect_types=[])
+COUNTED = {"n_candidates": 5, "n_configurations": 9, "checksum": -3, "worker": "here:1", "worked_s": 0.5}
+
+
+def waiting_chunk(ids: Any, number: int, *, scores: bool = True) -> Chunk:
+    return Chunk(
+        campaign_id=ids.campaign, number=number, scores=scores, n_defects=2, first_sites=[], first_defect_types=[],
+        last_sites=[], last_defect_types=[],
+    )  # fmt: skip
 
 
 def write_and_finish(engine: Engine, unit: int, owner: str) -> None:
     with session_scope(engine) as session:
         session.execute(text("UPDATE hosts SET source = 'written by slow'"))
-        finish(session, Chunk, unit, owner, n_candidates=5)
+        finish(session, Chunk, unit, owner, **COUNTED)
 
 
 @pytest.fixture
@@ -133,7 +140,7 @@ def test_a_claim_does_not_wait_for_a_unit_that_is_just_being_finished(clean_engi
         expire(session)
         session.execute(text("UPDATE chunks SET attempts = :most"), {"most": MAX_ATTEMPTS})
     with Session(clean_engine) as slow, Session(clean_engine) as next_:
-        finish(slow, Chunk, committed_ids.chunk, "slow", n_candidates=5)
+        finish(slow, Chunk, committed_ids.chunk, "slow", **COUNTED)
         next_.execute(text("SET LOCAL lock_timeout = '2s'"))
         assert claim_next(next_, Chunk, "next") is None
         next_.commit()
@@ -144,14 +151,12 @@ def test_a_claim_does_not_wait_for_a_unit_that_is_just_being_finished(clean_engi
 
 def test_finishing_writes_the_outcome_and_ends_the_lease(session: Session, chunks: list[int]) -> None:
     claim_next(session, Chunk, "me")
-    finish(session, Chunk, chunks[0], "me", n_candidates=5)
+    finish(session, Chunk, chunks[0], "me", **COUNTED)
     chunk = session.get_one(Chunk, chunks[0], populate_existing=True)
     assert (chunk.state, chunk.n_candidates, chunk.lease_owner, chunk.lease_until) == ("finished", 5, None, None)
 
 
-@pytest.mark.parametrize(
-    "end", [lambda *args: finish(*args, n_candidates=5), lambda *args: record(*args, n_candidates=None)]
-)
+@pytest.mark.parametrize("end", [lambda *args: finish(*args, **COUNTED), lambda *args: record(*args, rows_done=7)])
 def test_who_lost_the_lease_cannot_write(session: Session, chunks: list[int], end: Any) -> None:
     claim_next(session, Chunk, "slow")
     expire(session)
@@ -203,6 +208,42 @@ def test_a_failed_unit_is_not_claimed_until_it_is_reopened(session: Session, chu
     assert reopen_failed(session, Chunk) == 1
     assert claim_next(session, Chunk, "me") == chunks[0]
     assert session.get_one(Chunk, chunks[0], populate_existing=True).attempts == 1
+
+
+def test_failed_units_are_reopened_by_condition(session: Session, chunks: list[int]) -> None:
+    for chunk in chunks[:2]:
+        claim_next(session, Chunk, "me")
+        fail(session, Chunk, chunk, "me", error="why")
+    assert reopen_failed(session, Chunk, Chunk.number == 1) == 1
+    assert session.scalars(select(Chunk.state).order_by(Chunk.id)).all() == ["failed", "waiting", "waiting"]
+
+
+def test_only_units_that_fulfil_the_conditions_are_claimed(session: Session, ids: Any, chunks: list[int]) -> None:
+    plain = waiting_chunk(ids, 3, scores=False)
+    session.add(plain)
+    session.flush()
+    assert claim_next(session, Chunk, "cpu", Chunk.scores.is_(False)) == plain.id
+    assert claim_next(session, Chunk, "cpu", Chunk.scores.is_(False)) is None
+    assert not has_claimable(session, Chunk, Chunk.scores.is_(False))
+    assert [claim_next(session, Chunk, "gpu", Chunk.scores.is_(True)) for _ in range(4)] == [*chunks, None]
+
+
+def test_a_new_attempt_begins_without_the_figures_of_the_last_one(session: Session, chunks: list[int]) -> None:
+    claim_next(session, Chunk, "first")
+    record(session, Chunk, chunks[0], "first", rows_done=700)
+    session.execute(
+        text("UPDATE chunks SET heartbeat = heartbeat - interval '1 day', started_at = started_at - interval '1 day'")
+    )
+    expire(session)
+    claim_next(session, Chunk, "next")
+    chunk = session.get_one(Chunk, chunks[0], populate_existing=True)
+    assert chunk.rows_done == 0
+    now = session.execute(text("SELECT now()")).scalar_one()
+    assert (chunk.started_at, chunk.heartbeat) == (now, now)
+
+
+def test_the_worker_of_an_owner_stays_the_same_from_unit_to_unit() -> None:
+    assert worker_of("host:12:1a") == worker_of("host:12:2b") == "host:12"
 
 
 def test_leases_of_processes_that_died_here_run_out_at_once(session: Session, chunks: list[int]) -> None:
@@ -296,6 +337,17 @@ def test_a_lease_is_kept_while_the_block_runs_and_no_longer(
             assert claim_next(session, Chunk, "next") is None
     time.sleep(1.1 * short_lease)
     assert claim(clean_engine, "next") == unit
+
+
+def test_a_lease_that_is_kept_tells_how_far_its_unit_is(
+    clean_engine: Engine, committed_ids: Any, short_lease: float
+) -> None:
+    unit, done = claim(clean_engine, "me"), iter(range(100, 1000, 100))
+    with lease_kept(clean_engine, Chunk, unit, "me", tell=lambda: {"rows_done": next(done)}):
+        time.sleep(short_lease)
+        with session_scope(clean_engine) as session:
+            told = session.scalar(select(Chunk.rows_done))
+    assert told in (100, 200, 300)
 
 
 def test_the_block_learns_that_its_lease_is_lost(clean_engine: Engine, committed_ids: Any, short_lease: float) -> None:

@@ -13,15 +13,15 @@ from screening.database import queries
 from screening.database.design_query import DesignQuery, Window
 from screening.database.session import session_scope
 from screening.database.tables import (
+    Arrangement,
     Calculation,
     CalculationResult,
-    Candidate,
+    Campaign,
     Chunk,
     Configuration,
     DefectType,
     Host,
     LevelOfTheory,
-    ScoringChunk,
     SearchSpace,
     Supercell,
     TrainedModel,
@@ -219,36 +219,65 @@ def test_the_only_supercell_need_not_be_named(session: Session, ids: Any) -> Non
         queries.supercell_id_of(session, "BN", None)
 
 
-def test_a_search_space_is_scored_when_every_chunk_is(session: Session, ids: Any) -> None:
-    scoring = ScoringChunk(model_id=ids.model, chunk_id=ids.chunk)
-    session.add(scoring)
-    session.flush()
-    assert queries.scored_search_space(session, ids.model, ids.supercell) is None
-    scoring.state, scoring.n_predictions = "finished", 0
-    session.flush()
-    assert queries.scored_search_space(session, ids.model, ids.supercell) == ids.search_space
-    assert queries.scored_search_space(session, ids.model + 1, ids.supercell) is None
-    session.add(Chunk(search_space_id=ids.search_space, number=1, n_defects=1, prefix_sites=[], prefix_defect_types=[]))
-    session.flush()
-    assert queries.scored_search_space(session, ids.model, ids.supercell) is None
+def test_arrangements_are_added_beyond_one_statement_and_keep_their_id(session: Session, ids: Any) -> None:
+    rows = {(2048 + left, 3000 + right): ids.pair for left in range(75) for right in range(80)}
+    found = queries.arrangement_ids(session, rows | {(2048,): ids.vacancy})
+    assert found[(2048,)] == ids.one
+    assert len(found) == len(set(found.values())) == 6001
+    assert queries.arrangement_ids(session, {(2048, 3000): ids.pair}) == {(2048, 3000): found[(2048, 3000)]}
+    assert queries.arrangement_ids(session, {}) == {}
+    stored = session.get_one(Arrangement, found[(2050, 3001)])
+    assert (stored.defect_types, stored.composition_id) == ([2050, 3001], ids.pair)
 
 
-def test_a_search_space_without_chunks_is_not_scored(session: Session, ids: Any) -> None:
-    session.execute(text("DELETE FROM chunks"))
-    assert queries.scored_search_space(session, ids.model, ids.supercell) is None
+def test_threads_that_add_the_same_arrangements_at_once_agree(clean_engine: Engine, committed_ids: Any) -> None:
+    rows = {(2048, 3000 + n): committed_ids.pair for n in range(300)}
+    found: list[dict[Any, int]] = []
+
+    def add(order: int) -> None:
+        with session_scope(clean_engine) as session:
+            found.append(queries.arrangement_ids(session, dict(list(rows.items())[::order])))
+
+    threads = [threading.Thread(target=add, args=(order,)) for order in (1, -1, 1, -1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert all(ids == found[0] for ids in found)
 
 
-def test_candidates_are_counted(session: Session, ids: Any) -> None:
-    for site in range(3):
-        session.add(
-            Candidate(
-                search_space_id=ids.search_space, chunk_id=ids.chunk, composition_id=ids.vacancy, multiplicity=1,
-                sites=[site], defect_types=[2048],
-            )
-        )  # fmt: skip
-    session.flush()
-    assert queries.count_candidates(session, ids.search_space) == 3
-    assert queries.count_candidates(session, ids.search_space + 1) == 0
+def finish_campaign(session: Session, campaign_id: int) -> None:
+    """Without its counts, at which this module does not look."""
+    session.execute(text("ALTER TABLE campaigns DISABLE TRIGGER campaigns_finish"))
+    session.execute(
+        text("UPDATE campaigns SET state = 'finished', finished_at = now() WHERE id = :id"), {"id": campaign_id}
+    )
+    session.execute(text("ALTER TABLE campaigns ENABLE TRIGGER campaigns_finish"))
+
+
+def test_only_a_finished_campaign_that_keeps_all_has_scored(session: Session, ids: Any) -> None:
+    assert queries.scored_campaign(session, ids.model, ids.supercell) is None
+    finish_campaign(session, ids.campaign)
+    found = queries.scored_campaign(session, ids.model, ids.supercell)
+    assert found is not None
+    assert found.id == ids.campaign
+    assert queries.scored_campaign(session, ids.model + 1, ids.supercell) is None
+    assert queries.scored_campaign(session, ids.model, ids.supercell + 1) is None
+    assert queries.scored_campaign(session, ids.model, ids.supercell, max_defects=2) is not None
+    assert queries.scored_campaign(session, ids.model, ids.supercell, max_defects=3) is None
+    session.execute(text("UPDATE campaigns SET storage = 'best', query = '{}'"))
+    assert queries.scored_campaign(session, ids.model, ids.supercell) is None
+
+
+def test_a_campaign_is_found_by_name_and_an_unknown_one_names_those_there_are(session: Session, ids: Any) -> None:
+    assert queries.campaign_by_name(session, "c1").id == ids.campaign
+    with pytest.raises(UnknownNameError, match=r"no campaign is called 'c9'; there are: c1 \(running\); plan one"):
+        queries.campaign_by_name(session, "c9")
+    session.execute(text("DELETE FROM campaigns"))
+    with pytest.raises(UnknownNameError, match="there are: none"):
+        queries.campaign_by_name(session, "c1")
+    assert session.query(Chunk).count() == session.query(Campaign).count() == 0
 
 
 def test_the_best_value_is_that_of_results_inside_the_windows(session: Session, ids: Any) -> None:

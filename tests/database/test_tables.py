@@ -12,7 +12,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from screening.database.tables import PROPERTY_COMMENTS, Calculation, Prediction, Table
+from screening.database.tables import PROPERTY_COMMENTS, Calculation, Candidate, Table
 
 _DIALECT = postgresql.dialect()
 NAN, INFINITY = "NaN", "Infinity"
@@ -29,14 +29,21 @@ ROWS: dict[str, dict[str, Any]] = {
     "chemical_potentials": {"level_id": "level", "element": "S", "energy": -4.1, "source": "S8"},
     "configurations": {"supercell_id": "supercell", "composition_id": "vacancy", "n_defects": 1, "sites": "{3}", "defect_types": "{2048}", "multiplicity": 128},  # noqa: E501
     "search_spaces": {"supercell_id": "supercell", "defect_types": "{2048}", "min_defects": 1, "max_defects": 3, "expected": 5},  # noqa: E501
-    "chunks": {"search_space_id": "search_space", "number": 1, "n_defects": 2, "prefix_sites": "{3}", "prefix_defect_types": "{2048}"},  # noqa: E501
-    "candidates": {"search_space_id": "search_space", "chunk_id": "chunk", "composition_id": "vacancy", "multiplicity": 128, "sites": "{3}", "defect_types": "{2048}"},  # noqa: E501
+    "search_space_counts": {"search_space_id": "search_space", "composition_id": "vacancy", "expected": 4},
+    "arrangements": {"composition_id": "pair", "defect_types": "{2082,2048}"},
+    "campaigns": {"name": "c2", "search_space_id": "search_space", "storage": "all"},
+    "chunks": {
+        "campaign_id": "campaign", "number": 1, "scores": True, "n_defects": 2, "first_sites": "{3}",
+        "first_defect_types": "{2048}", "last_sites": "{5}", "last_defect_types": "{2082}",
+    },
+    "chunk_counts": {"chunk_id": "chunk", "composition_id": "vacancy", "n_candidates": 4, "n_matching": 4},
+    "campaign_bins": {"campaign_id": "campaign", "property": "homo", "low": -6.0, "high": -5.0, "n_bins": 10},
+    "chunk_histograms": {"chunk_id": "chunk", "property": "homo", "counts": "{0,3,1}"},
+    "candidates": {"id": 5, "campaign_id": "campaign", "arrangement_id": "one", "multiplicity": 128, "sites": "{3}", "homo_mean": -5.5, "homo_std": 0.1},  # noqa: E501
     "trained_models": {"name": "m2", "level_id": "level", "properties": "{homo}", "settings": "{}", "seed": 1},
-    "scoring_chunks": {"model_id": "model", "chunk_id": "chunk"},
     "calculations": {"configuration_id": "configuration", "level_id": "level", "state": "proposed"},
     "calculation_results": {"calculation_id": "calculation", "dataset": "d", "row_name": "r", "energy": -1.0},
-    "predictions": {"candidate_id": "candidate", "model_id": "model", "homo_mean": -5.5, "homo_std": 0.1},
-    "ranking_rows": {"ranking_id": "ranking", "rank": 1, "candidate_id": "candidate", "probability": 0.5},
+    "ranking_rows": {"ranking_id": "ranking", "rank": 1, "candidate_id": 5, "sites": "{3}", "defect_types": "{2048}", "multiplicity": 128, "probability": 0.5},  # noqa: E501
     "model_training_results": {"model_id": "model", "result_id": "result", "role": "train"},
 }  # fmt: skip
 _LEASED = {
@@ -45,6 +52,9 @@ _LEASED = {
     "failed_has_error": {"state": "failed"},
     "attempts": {"attempts": -1},
 }
+_COUNTED = {
+    "state": "finished", "n_candidates": 4, "n_configurations": 512, "checksum": -1, "worker": "here:1", "worked_s": 0.1
+}  # fmt: skip
 BROKEN: dict[str, dict[str, dict[str, Any]]] = {
     "hosts": {"lattice": {"lattice": "{1,2,3}"}, "positions": {"positions": "{0,0,0}"}},
     "supercells": {"matrix": {"matrix": "{8,8}"}, "sizes": {"n_sites": 0}},
@@ -57,22 +67,40 @@ BROKEN: dict[str, dict[str, dict[str, Any]]] = {
         "counts": {"min_counts": "{0}"},
         "separations": {"min_separation": 3.5, "max_separation": 3.0},
     },
-    "chunks": {**_LEASED, "finished_is_counted": {"state": "finished"}, "prefix": {"prefix_sites": "{}"}},
-    "candidates": {"defects": {"sites": "{}", "defect_types": "{}"}, "multiplicity": {"multiplicity": 0}},
+    "search_space_counts": {"expected": {"expected": 0}},
+    "arrangements": {"defect_types": {"defect_types": "{}"}},
+    "campaigns": {
+        "state": {"state": "done"},
+        "storage": {"storage": "some", "model_id": "model"},
+        "best_has_query": {"query": "{}"},
+        "best_has_model": {"storage": "best", "query": "{}"},
+        "finished_at": {"finished_at": "2026-01-01"},
+        "incomplete_has_error": {"state": "incomplete"},
+    },
+    "chunks": {
+        **_LEASED,
+        "finished_is_counted": {"state": "finished"},
+        "numbers": _COUNTED | {"n_matching": 5},
+        "prefixes": {"last_sites": "{}"},
+    },
+    "chunk_counts": {"numbers": {"n_matching": 5}},
+    "campaign_bins": {"bins": {"low": -5.0}},
+    "candidates": {
+        "configuration": {"sites": "{}"},
+        **{name: {f"{name}_mean": NAN, f"{name}_std": 0.1} for name in PROPERTY_COMMENTS},
+    },
     "trained_models": {
         **_LEASED,
         "finished_has_weights": {"state": "finished"},
         "finished_drops_checkpoint": {"state": "finished", "weights": b"w", "checkpoint": b"c"},
     },
-    "scoring_chunks": {**_LEASED, "finished_is_counted": {"n_predictions": 3}},
     "calculations": _LEASED,
     "calculation_results": {
         "split": {"split": "test"},
         "energy_is_finite": {"energy": NAN},
         "properties_are_finite": {"lumo": INFINITY},
     },
-    "predictions": {name: {f"{name}_mean": NAN, f"{name}_std": 0.1} for name in PROPERTY_COMMENTS},
-    "ranking_rows": {"probability": {"probability": 1.5}},
+    "ranking_rows": {"probability": {"probability": 1.5}, "defects": {"sites": "{3,4}"}},
     "model_training_results": {"role": {"role": "test"}},
 }
 CASES = [(table, rule, columns) for table, rules in BROKEN.items() for rule, columns in rules.items()]
@@ -84,7 +112,7 @@ def references(session: Session, ids: Any) -> dict[str, int]:
     found: dict[str, int] = vars(ids).copy()
     ranking = {"model_id": "model", "search_space_id": "search_space", "query": "{}", "sql": ""}
     found["ranking"] = insert(session, "rankings", ranking, found)
-    for name in ("configuration", "calculation", "candidate", "result"):
+    for name in ("configuration", "calculation", "result"):
         table = "calculation_results" if name == "result" else f"{name}s"
         columns = ROWS[table] | ({"sites": "{9}"} if "sites" in ROWS[table] else {})
         found[name] = insert(session, table, columns | ({"dataset": "first"} if name == "result" else {}), found)
@@ -131,18 +159,48 @@ def test_every_rule_of_every_table_is_broken_by_a_test() -> None:
     assert {(table, rule) for table, rule, _ in CASES} == stated
 
 
-@pytest.mark.parametrize("columns", [{"homo_mean": -5.5}, {"homo_std": 0.1}, {"homo_mean": -5.5, "homo_std": -0.1}])
-def test_a_prediction_has_mean_and_spread_or_neither(
-    session: Session, references: dict[str, int], columns: dict[str, Any]
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"homo_mean": None}, {"homo_std": None}, {"homo_std": -0.1}, {"homo_std": INFINITY}, {"homo_std": NAN},
+        {"homo_mean": INFINITY},
+    ],
+)  # fmt: skip
+def test_a_prediction_is_a_distribution(session: Session, references: dict[str, int], columns: dict[str, Any]) -> None:
+    with pytest.raises(IntegrityError, match="ck_candidates_homo"):
+        insert(session, "candidates", ROWS["candidates"] | columns, references)
+
+
+def test_a_candidate_may_leave_properties_out(session: Session, references: dict[str, int]) -> None:
+    insert(session, "candidates", ROWS["candidates"] | {"homo_mean": None, "homo_std": None}, references)
+    assert session.query(Candidate).one().homo_mean is None
+
+
+@pytest.mark.parametrize("column", ["n_candidates", "n_configurations", "checksum", "worker", "worked_s"])
+def test_a_chunk_is_counted_when_it_is_finished_and_only_then(
+    session: Session, references: dict[str, int], column: str
 ) -> None:
-    bare = {"candidate_id": "candidate", "model_id": "model"}
-    with pytest.raises(IntegrityError, match="ck_predictions_homo"):
-        insert(session, "predictions", bare | columns, references)
+    insert(session, "chunks", ROWS["chunks"] | _COUNTED, references)
+    for columns in (_COUNTED | {column: None}, {column: _COUNTED[column]}):
+        with pytest.raises(IntegrityError, match="ck_chunks_finished_is_counted"), session.begin_nested():
+            insert(session, "chunks", ROWS["chunks"] | {"number": 2} | columns, references)
 
 
-def test_a_prediction_may_leave_properties_out(session: Session, references: dict[str, int]) -> None:
-    insert(session, "predictions", {"candidate_id": "candidate", "model_id": "model"}, references)
-    assert session.query(Prediction).one().homo_mean is None
+def test_a_campaign_that_keeps_all_is_there_once_with_and_without_a_model(
+    session: Session, references: dict[str, int]
+) -> None:
+    best = {"storage": "best", "model_id": "model", "query": "{}"}
+    for name in ("c3", "c4"):
+        insert(session, "campaigns", ROWS["campaigns"] | best | {"name": name}, references)
+    insert(session, "campaigns", ROWS["campaigns"], references)
+    for columns in ({"name": "c5"}, {"name": "c5", "model_id": "model"}):
+        with pytest.raises(IntegrityError, match="uq_campaigns_all"), session.begin_nested():
+            insert(session, "campaigns", ROWS["campaigns"] | columns, references)
+
+
+def test_a_campaign_has_one_chunk_of_a_number(session: Session, references: dict[str, int]) -> None:
+    with pytest.raises(IntegrityError, match="uq_chunks_campaign_id_number"):
+        insert(session, "chunks", ROWS["chunks"] | {"number": 0}, references)
 
 
 def test_the_same_search_space_is_not_stored_twice_with_or_without_a_composition(
@@ -198,14 +256,30 @@ def test_a_configuration_is_calculated_once_at_a_level(session: Session, referen
         insert(session, "calculations", ROWS["calculations"], references)
 
 
-def test_a_search_space_takes_its_candidates_and_predictions_with_it(
+def test_a_campaign_takes_its_chunks_counts_and_histograms_with_it_but_no_ranking(
     session: Session, references: dict[str, int]
 ) -> None:
-    insert(session, "predictions", ROWS["predictions"], references)
-    session.execute(text("DELETE FROM rankings"))
-    session.execute(text("DELETE FROM search_spaces"))
-    for table in ("chunks", "candidates", "predictions", "scoring_chunks"):
+    for table in ("chunk_counts", "campaign_bins", "chunk_histograms", "ranking_rows"):
+        insert(session, table, ROWS[table], references)
+    session.execute(text("UPDATE rankings SET campaign_id = (SELECT id FROM campaigns)"))
+    session.execute(text("DELETE FROM campaigns"))
+    for table in ("chunks", "chunk_counts", "campaign_bins", "chunk_histograms"):
         assert session.scalar(text(f"SELECT count(*) FROM {table}")) == 0
+    kept = session.execute(text("SELECT campaign_id, sites FROM rankings JOIN ranking_rows ON ranking_id = id"))
+    assert kept.all() == [(None, [3])]
+
+
+@pytest.mark.parametrize(
+    ("table", "rule"), [("search_spaces", "fk_campaigns_search_space_id"), ("trained_models", "fk_campaigns_model_id")]
+)
+def test_what_a_campaign_is_about_cannot_be_taken_away(
+    session: Session, references: dict[str, int], table: str, rule: str
+) -> None:
+    session.execute(text("DELETE FROM rankings"))
+    with pytest.raises(IntegrityError, match=rule), session.begin_nested():
+        session.execute(text(f"DELETE FROM {table}"))
+    session.execute(text("DELETE FROM campaigns"))
+    session.execute(text(f"DELETE FROM {table}"))
 
 
 def test_what_a_model_learnt_from_cannot_be_taken_away(session: Session, references: dict[str, int]) -> None:
