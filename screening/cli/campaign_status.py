@@ -266,7 +266,7 @@ def _state(view: CampaignView) -> str:
 
 def _speed(seen: CampaignProgress) -> str:
     if not seen.per_second:
-        return "not known yet" if seen.workers else "no worker is at it; `screening up` starts some"
+        return "not known yet" if seen.workers else "no worker is at it; `screening status` shows whether some run"
     return f"{seen.per_second:,.0f} candidates/s by {counted(seen.workers, 'worker')}, {_left(seen)} left"
 
 

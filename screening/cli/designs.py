@@ -64,6 +64,7 @@ def design(
     """Rank the scored candidates that have the properties you want."""
     from screening.pipeline.designs import run_design_query, store_ranking
 
+    parse_windows(gap, window)  # what is wrong with them needs no database
     ranking = None
     with Project().transaction() as session:
         query = find_query(
@@ -136,6 +137,17 @@ def build_query(
     Raises:
         InputError: an option cannot be read.
     """
+    others["direction"] = "highest" if others.pop("highest", False) else "lowest"
+    given = {name: value for name, value in others.items() if value is not None}
+    return _validated(host=host, supercell=supercell, windows=parse_windows(gap, window), **given)
+
+
+def parse_windows(gap: str | None, window: Sequence[str] | None) -> tuple[Window, ...]:
+    """Read --gap and --window.
+
+    Raises:
+        InputError: one cannot be read.
+    """
     from screening.database.design_query import Window
 
     windows = [Window.parse("homo_lumo_gap_min", gap)] if gap else []
@@ -144,9 +156,7 @@ def build_query(
         if not separator:
             raise InputError(f"--window {text!r} cannot be read; write property=low:high")
         windows.append(Window.parse(name.strip(), limits))
-    others["direction"] = "highest" if others.pop("highest", False) else "lowest"
-    given = {name: value for name, value in others.items() if value is not None}
-    return _validated(host=host, supercell=supercell, windows=tuple(windows), **given)
+    return tuple(windows)
 
 
 def _validated(**fields: Any) -> DesignQuery:
@@ -238,6 +248,7 @@ def next_(
     as_json: AsJson = False,
 ) -> None:
     """Propose the next calculations for a design query, and store them as a round."""
+    parse_windows(gap, window)
     project = Project()
     with project.transaction() as session:
         query = find_query(

@@ -148,8 +148,8 @@ def _check_campaign(
     if not query.ranks_as(kept) and not (matching <= kept.limit and query.is_narrower_than(kept)):
         raise InputError(
             f"campaign {campaign.name} keeps {min(kept.limit, matching)} of the {matching} candidates that satisfy its "
-            f"own query, {kept.model_dump_json(exclude_none=True)}; the best of another one may not be among them: ask the same, "
-            "or scan the search space with this query (`screening campaign plan`)"
+            f"own query, {kept.model_dump_json(exclude_none=True)}; the best of another one may not be among them: "
+            "ask the same, or scan the search space with this query (`screening campaign plan`)"
         )
 
 

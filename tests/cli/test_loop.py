@@ -56,7 +56,7 @@ def test_the_loop_closes_and_another_run_adds_a_round(home: Path, tmp_path: Path
     assert done.isdisjoint(row["calculation"] for row in second["calculated"])
     _check_commands(home, tmp_path)
     assert "stopped" in screening("down", home=home)
-    states = [row["running"] for row in screening("status", "--json", home=home)["services"]]
+    states = [row["running"] for row in screening("status", "--json", home=home, exit_code=1)["services"]]
     assert not any(states)
 
 

@@ -55,7 +55,7 @@ def test_up_on_a_database_that_does_not_answer_says_so(tmp_path: Path) -> None:
 )
 def test_status_of_addresses_that_are_no_good_is_one_message(tmp_path: Path, environment: dict[str, str]) -> None:
     finished = screening("status", "--json", home=tmp_path, **environment)
-    assert finished.returncode == 0
+    assert finished.returncode == 1
     assert json.loads(finished.stdout) == {"home": str(tmp_path), "services": [], "work": None}
     assert finished.stderr.count("screening: ") == 1
 
@@ -70,6 +70,7 @@ def test_a_home_that_is_a_file_is_told(tmp_path: Path, command: str) -> None:
 def test_status_of_services_that_were_stopped_or_killed_says_what_to_do(home: Path) -> None:
     settings = settings_of(home)
     assert screening("up", "--workers", "none", "--json", home=home).returncode == 0
+    assert screening("status", "--json", home=home).returncode == 0
     valkey = next(row.pid for row in status(settings) if row.name == "valkey")
     assert valkey is not None
     psutil.Process(valkey).kill()
@@ -78,9 +79,12 @@ def test_status_of_services_that_were_stopped_or_killed_says_what_to_do(home: Pa
     assert [(row["name"], row["running"]) for row in json.loads(killed.stdout)["services"]] == [
         ("postgresql", True), ("valkey", False),
     ]  # fmt: skip
+    assert killed.returncode == 1
+    assert "valkey not running; `screening up` starts" in killed.stderr
+    assert screening("doctor", "--json", home=home).returncode == 1
     assert screening("down", home=home).returncode == 0
     stopped = screening("status", "--json", home=home)
-    assert stopped.returncode == 0
+    assert stopped.returncode == 1
     assert json.loads(stopped.stdout)["work"] is None
     assert stopped.stderr.count("run `screening up`") == 1
 
@@ -91,7 +95,7 @@ def test_servers_whose_home_was_deleted_are_stopped_by_down(home: Path) -> None:
     processes = [psutil.Process(row.pid) for row in status(settings) if row.pid is not None]
     shutil.rmtree(home)
     try:
-        assert screening("status", home=home).returncode == 0
+        assert screening("status", home=home).returncode == 1
         assert screening("down", home=home).returncode == 0
         _, alive = psutil.wait_procs(processes, timeout=10)
         assert alive == []
