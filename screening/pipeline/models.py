@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from screening.learning.settings import TrainingSettings
     from screening.learning.training import Progress
 
-CHECKPOINT_S = 20.0  # a checkpoint of four networks is 15 MB and takes 70 ms to make
+CHECKPOINT_S = 20.0  # a checkpoint of five networks is 5 MB
 VALIDATION_SHARE = 0.15
 SMALLEST_TRAINING_SET = 10
 SMALLEST_GROUP = 100  # rows of a data set that weighs as much as any other
