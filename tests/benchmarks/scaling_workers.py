@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -111,6 +112,7 @@ def _prepare(job: Job) -> None:
 
 def _run(job: Job, number: int, begin: float, pipe: Connection) -> None:
     """A worker's life."""
+    os.setsid()  # Linux shares the cores between sessions: the workers compete one by one, as the server's processes do
     work = Work()
     generator = np.random.default_rng(number)
     scanning._scorer = _sleeper(job.s_per_candidate, generator, work)
