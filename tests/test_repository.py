@@ -18,13 +18,17 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from sqlalchemy import Engine, text
 
 from screening.pipeline.dispatch import QUEUES
+from screening.services import workers
 from screening.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+CLUSTER: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "docs" / "compose.cluster.yml").read_text())["services"]
+WORKERS = ("worker-cpu", "worker-gpu")
 ENVIRONMENT = {  # of make as a user runs it; the tests may be run by another make
     name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
 }
@@ -162,6 +166,43 @@ def test_celery_understands_the_command_of_the_compose_file(name: str) -> None:
     assert all(word in helped.stdout for word in command if word.startswith("--"))
 
 
+@pytest.mark.parametrize("name", WORKERS)
+def test_containers_of_a_worker_can_be_many(name: str) -> None:
+    worker = SERVICES[name]
+    assert not {"container_name", "hostname", "ports"} & set(worker)  # each of which only one container can have
+    hostname = option(worker["command"], "--hostname")
+    assert hostname.endswith("@%h")  # the container's
+    assert worker["healthcheck"]["test"][1].endswith(f"--destination {hostname.replace('%h', '$$(hostname)')}")
+    assert {"--without-gossip", "--without-mingle"} <= set(worker["command"])
+
+
+@pytest.mark.parametrize("name", WORKERS)
+def test_processes_of_a_container_do_not_take_all_cores_each(name: str) -> None:
+    assert SERVICES[name]["environment"]["OMP_NUM_THREADS"] == 1
+
+
+@pytest.mark.parametrize("name", WORKERS)
+def test_a_worker_has_time_to_give_back_its_units_when_its_container_stops(name: str) -> None:
+    assert SERVICES[name]["stop_grace_period"] == f"{2 * workers._GRACE_S:.0f}s"
+
+
+def test_the_cluster_file_changes_services_that_there_are_and_publishes_on_one_address() -> None:
+    assert set(CLUSTER) == {"postgres", "redis"} <= set(SERVICES)
+    for name, port in (("postgres", 5432), ("redis", 6379)):
+        assert CLUSTER[name]["ports"] == [f"${{SERVER_ADDRESS:?set it in .env}}:{port}:{port}"]
+        assert "ports" not in SERVICES[name]
+
+
+def test_postgresql_understands_the_settings_of_the_compose_files(engine: Engine) -> None:
+    with engine.connect() as connection:
+        known = set(connection.scalars(text("SELECT name FROM pg_settings")))
+    for services in (SERVICES, CLUSTER):
+        command = services["postgres"]["command"]
+        assert command[0] == "postgres"
+        assert command[1::2] == ["-c"] * (len(command) // 2)
+        assert {setting.partition("=")[0] for setting in command[2::2]} <= known
+
+
 def test_screening_understands_the_command_of_the_compose_file() -> None:
     program = "import sys; from screening.cli import app; app(sys.argv[1:])"
     command = [sys.executable, "-c", program, SERVICES["migrate"]["command"][0], "--help"]
@@ -179,7 +220,7 @@ def test_every_variable_of_the_image_and_the_compose_file_is_one_that_settings_r
 
 
 def test_passwords_come_from_variables_that_must_be_set() -> None:
-    text = (ROOT / "docker-compose.yml").read_text()
+    text = "".join((ROOT / name).read_text() for name in ("docker-compose.yml", "docs/compose.cluster.yml"))
     example = (ROOT / ".env.example").read_text()
     assert re.findall(r"PASSWORD(?![:}\"\\:?])\S*", text) == []
     for name in set(re.findall(r"\$\{(\w+)", text)):
