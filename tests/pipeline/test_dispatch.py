@@ -8,15 +8,21 @@ from typing import Any
 
 import pytest
 import redis
-from sqlalchemy import func, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from screening.database import tables
 from screening.database.leases import LEASE_S, claim_next
+from screening.defects.defect_types import parse_defect_types
+from screening.defects.enumeration import SearchSpace
 from screening.errors import ServiceError
-from screening.pipeline.dispatch import LONGEST_QUEUE, announce, claimable_kinds
+from screening.pipeline import searches
+from screening.pipeline.campaigns import CampaignRequest, plan, start
+from screening.pipeline.dispatch import CONDITIONS, LONGEST_QUEUE, UNITS, Kind, announce, claimable_kinds
+from screening.pipeline.hosts import add_supercell
 from screening.services import addresses
 from screening.settings import Settings
+from tests.synthetic_results import mos2
 
 
 @pytest.fixture
@@ -83,9 +89,20 @@ def test_a_broker_that_hangs_is_an_error_within_seconds() -> None:
         accepted[0].close()
 
 
-def test_only_kinds_with_work_to_claim_are_claimable(session: Session, chunk: tables.Chunk) -> None:
-    assert claimable_kinds(session) == ["enumerate"]
-    claim_next(session, tables.Chunk, "someone:1:a")
+@pytest.mark.parametrize(("scores", "kind"), [(False, "enumerate"), (True, "score")])
+def test_only_kinds_with_work_to_claim_are_claimable(
+    session: Session, chunk: tables.Chunk, scores: bool, kind: Kind
+) -> None:
+    chunk.scores = scores
+    session.flush()
+    assert claimable_kinds(session) == [kind]
+    claim_next(session, UNITS[kind], "someone:1:a", *CONDITIONS[kind])
+    assert claimable_kinds(session) == []
+
+
+def test_chunks_of_a_campaign_that_is_not_started_are_not_claimable(session: Session, chunk: tables.Chunk) -> None:
+    chunk.state = "planned"
+    session.execute(update(tables.Campaign).values(state="planned"))
     assert claimable_kinds(session) == []
 
 
@@ -95,21 +112,19 @@ def test_a_unit_whose_lease_has_run_out_is_claimable(session: Session, chunk: ta
     assert claimable_kinds(session) == ["enumerate"]
 
 
+def test_a_campaign_that_waits_for_its_end_is_work(session: Session, chunk: tables.Chunk) -> None:
+    chunk.state, chunk.error = "failed", "the disk is full"
+    session.flush()
+    assert claimable_kinds(session) == ["enumerate"]
+    session.execute(update(tables.Campaign).values(state="incomplete", error="1 chunks failed"))
+    assert claimable_kinds(session) == []
+
+
 @pytest.fixture
 def chunk(session: Session) -> tables.Chunk:
-    """The only unit of work of the database."""
-    host = tables.Host(
-        name="MoS2", formula="MoS2", lattice=[1.0] * 9, species=["Mo"], positions=[0.0] * 3, is_layer=True, source="-"
-    )
-    session.add(host)
-    session.flush()
-    supercell = tables.Supercell(host_id=host.id, matrix=[1] * 9, label="1x1", n_sites=1, n_operations=1)
-    session.add(supercell)
-    session.flush()
-    space = tables.SearchSpace(supercell_id=supercell.id, defect_types=[5376], min_defects=1, max_defects=1, expected=1)
-    session.add(space)
-    session.flush()
-    found = tables.Chunk(search_space_id=space.id, number=0, n_defects=1, prefix_sites=[], prefix_defect_types=[])
-    session.add(found)
-    session.flush()
-    return found
+    """The only unit of work of the database: the chunk of a running campaign without a model."""
+    stored = add_supercell(session, mos2("2x2"))
+    space = SearchSpace(stored.supercell, parse_defect_types("v_S"), 1)
+    campaign = plan(session, searches.add_search_space(session, stored, space), CampaignRequest())
+    start(session, campaign)
+    return session.scalars(select(tables.Chunk)).one()

@@ -11,14 +11,14 @@ from screening.database.design_query import DesignQuery, Window
 from screening.database.session import session_scope
 from screening.defects.catalogue import catalogue_host
 from screening.defects.defect_types import Configuration, DefectType
-from screening.defects.enumeration import enumerate_space
+from screening.defects.enumeration import SearchSpace
 from screening.defects.host import Supercell
 from screening.dft import xtb
 from screening.errors import CalculationError, InputError, LeaseLostError, UnknownNameError
-from screening.pipeline import searches
 from screening.pipeline.hosts import StoredSupercell, add_configurations, add_supercell
 from screening.pipeline.results import add_level, add_result_files
 from screening.pipeline.rounds import calculate_unit, propose, release_calculations, write_structures
+from tests.pipeline.made_campaigns import add_finished
 
 PROPERTIES = ["formation_energy_per_site", "homo_lumo_gap_min"]
 QUERY = DesignQuery(host="MoS2", windows=(Window(property="homo_lumo_gap_min", low=0.9, high=1.1),))
@@ -29,39 +29,33 @@ def scored(session: Session, *, std: float = 0.05) -> tuple[StoredSupercell, tab
     """2x2 MoS2 with every configuration of one and two of v_S and Se_S, and a model's predictions of them."""
     stored = add_supercell(session, Supercell.parse(catalogue_host("MoS2"), "2x2"))
     types = tuple(sorted((DefectType.parse(name) for name in GAPS), key=lambda t: t.code))
-    space = searches.SearchSpace(stored.supercell, types, 2)
-    space_id = searches.add_search_space(session, stored, space)
-    compositions = {row.label: row.id for row in session.scalars(select(tables.Composition))}
-    chunks = session.scalars(select(tables.Chunk).where(tables.Chunk.search_space_id == space_id)).all()
+    space = SearchSpace(stored.supercell, types, 2)
     model = tables.TrainedModel(
         name="a model", level_id=add_level(session, xtb.level_of_theory()), properties=PROPERTIES, settings={}, seed=0,
         state="finished", weights=b"w",
     )  # fmt: skip
     session.add(model)
     session.flush()
-    for block in enumerate_space(space, stored.symmetry):
-        for sites, codes in zip(block.sites.tolist(), block.defect_types.tolist(), strict=True):
-            configuration = Configuration(tuple(sites), tuple(codes))
-            candidate = tables.Candidate(
-                search_space_id=space_id,
-                chunk_id=next(c.id for c in chunks if c.n_defects == len(sites)),
-                composition_id=compositions[configuration.composition],
-                multiplicity=1, sites=sites, defect_types=codes,
-            )  # fmt: skip
-            session.add(candidate)
-            session.flush()
-            session.add(
-                tables.Prediction(
-                    candidate_id=candidate.id, model_id=model.id,
-                    formation_energy_per_site_mean=sum(sites) / 100, formation_energy_per_site_std=std,
-                    homo_lumo_gap_min_mean=GAPS[DefectType.from_code(codes[0]).name], homo_lumo_gap_min_std=std,
-                )
-            )  # fmt: skip
-    for chunk in chunks:
-        chunk.state, chunk.n_candidates = "finished", 0
-        session.add(tables.ScoringChunk(model_id=model.id, chunk_id=chunk.id, state="finished", n_predictions=0))
-    session.flush()
+
+    def predict(_: int, configuration: Configuration) -> dict[str, float]:
+        gap = GAPS[DefectType.from_code(configuration.defect_types[0]).name]
+        return {
+            "formation_energy_per_site_mean": sum(configuration.sites) / 100, "formation_energy_per_site_std": std,
+            "homo_lumo_gap_min_mean": gap, "homo_lumo_gap_min_std": std,
+        }  # fmt: skip
+
+    add_finished(session, stored, space, model, predict)
     return stored, model
+
+
+def candidates_of(session: Session) -> dict[int, Configuration]:
+    """Every candidate by its id, in their order."""
+    rows = session.execute(
+        select(tables.Candidate.id, tables.Candidate.sites, tables.Arrangement.defect_types)
+        .join(tables.Arrangement, tables.Arrangement.id == tables.Candidate.arrangement_id)
+        .order_by(tables.Candidate.id)
+    )
+    return {row.id: Configuration(tuple(row.sites), tuple(row.defect_types)) for row in rows}
 
 
 def calculations(session: Session, ids: Sequence[int]) -> list[tables.Calculation]:
@@ -87,9 +81,7 @@ def test_the_best_proposal_is_the_lowest_where_all_is_equally_uncertain(session:
     scored(session, std=0.01)
     (first,) = propose(session, DesignQuery(host="MoS2"), n=1)
     lowest = session.execute(
-        select(tables.Candidate.id)
-        .join(tables.Prediction, tables.Prediction.candidate_id == tables.Candidate.id)
-        .order_by(tables.Prediction.formation_energy_per_site_mean)
+        select(tables.Candidate.id).order_by(tables.Candidate.formation_energy_per_site_mean)
     ).first()
     assert lowest is not None
     assert first.candidate_id == lowest.id
@@ -117,11 +109,11 @@ def test_nothing_is_proposed_twice_until_nothing_is_left(session: Session) -> No
 
 def test_only_stored_configurations_are_proposed_on_request(session: Session) -> None:
     stored, _ = scored(session)
-    candidates = session.scalars(select(tables.Candidate).order_by(tables.Candidate.id)).all()
-    wanted = [Configuration(tuple(c.sites), tuple(c.defect_types)) for c in candidates[3:6]]
+    candidates = candidates_of(session)
+    wanted = list(candidates.values())[3:6]
     ids = add_configurations(session, stored, wanted)
     proposals = propose(session, QUERY, n=10, only_stored=True)
-    assert {p.candidate_id for p in proposals} == {c.id for c in candidates[3:6]}
+    assert {p.candidate_id for p in proposals} == set(list(candidates)[3:6])
     assert {row.configuration_id for row in calculations(session, [p.calculation_id for p in proposals])} == set(ids)
     with pytest.raises(InputError, match="or no stored configuration"):
         propose(session, QUERY, n=10, only_stored=True)
@@ -129,8 +121,7 @@ def test_only_stored_configurations_are_proposed_on_request(session: Session) ->
 
 def test_a_calculation_at_another_level_does_not_count(session: Session) -> None:
     stored, model = scored(session)
-    candidates = session.scalars(select(tables.Candidate)).all()
-    every = [Configuration(tuple(c.sites), tuple(c.defect_types)) for c in candidates]
+    every = list(candidates_of(session).values())
     relaxed = add_level(session, xtb.level_of_theory(relax=True))
     assert relaxed != model.level_id
     for configuration_id in add_configurations(session, stored, every):
@@ -141,7 +132,7 @@ def test_a_calculation_at_another_level_does_not_count(session: Session) -> None
 
 def test_equal_worth_is_decided_by_the_seed(session: Session) -> None:
     scored(session)
-    session.execute(update(tables.Prediction).values(formation_energy_per_site_mean=1.0, homo_lumo_gap_min_mean=1.0))
+    session.execute(update(tables.Candidate).values(formation_energy_per_site_mean=1.0, homo_lumo_gap_min_mean=1.0))
     first = set()
     for seed in range(6):
         with session.begin_nested() as savepoint:
@@ -370,9 +361,7 @@ def test_numbers_of_a_proposal_are_those_of_its_prediction(session: Session) -> 
     scored(session)
     (proposal,) = propose(session, QUERY, n=1)
     predicted = session.scalars(
-        select(tables.Prediction.formation_energy_per_site_mean).where(
-            tables.Prediction.candidate_id == proposal.candidate_id
-        )
+        select(tables.Candidate.formation_energy_per_site_mean).where(tables.Candidate.id == proposal.candidate_id)
     ).one()
     assert f"predicted {predicted:.3f} +- 0.050" in proposal.reason
     assert np.isclose(predicted, sum(proposal.sites) / 100, atol=1e-6)

@@ -1,24 +1,22 @@
 import json
-import math
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import Engine, func, select, text, update
+from sqlalchemy import Engine, func, select, text
 from sqlalchemy.orm import Session
 
-from screening.database import leases, queries, tables
+from screening.database import tables
 from screening.database.session import session_scope
 from screening.defects.defect_types import Configuration, parse_defect_types
 from screening.defects.enumeration import SearchSpace
 from screening.defects.host import Host, Supercell
 from screening.defects.limits import Limits, parse_limits
 from screening.defects.symmetry import find_symmetry
-from screening.errors import CountMismatchError, InputError, LeaseLostError
+from screening.errors import InputError
 from screening.pipeline import searches
 from screening.pipeline.hosts import StoredSupercell, add_configurations, add_supercell
 
@@ -36,21 +34,6 @@ def add(session: Session, label: str, max_defects: int, **options: Any) -> tuple
     stored = add_supercell(session, mos2(label))
     space = SearchSpace(stored.supercell, parse_defect_types(TYPES), max_defects, **options)
     return stored, searches.add_search_space(session, stored, space)
-
-
-def add_to(engine: Engine, label: str, max_defects: int, **options: Any) -> int:
-    with session_scope(engine) as session:
-        return add(session, label, max_defects, **options)[1]
-
-
-def claim(engine: Engine, table: leases.Unit, owner: str) -> int | None:
-    with session_scope(engine) as session:
-        return leases.claim_next(session, table, owner)
-
-
-def enumerate_all(engine: Engine) -> None:
-    while (chunk_id := claim(engine, tables.Chunk, "here:1:a")) is not None:
-        searches.enumerate_unit(engine, chunk_id, "here:1:a")
 
 
 def in_threads(*calls: Callable[[], object]) -> list[BaseException | None]:
@@ -90,12 +73,49 @@ def _sorted_label(label: str) -> tuple[str, ...]:
     return tuple(sorted(label.split("+")))
 
 
+def stored_counts(session: Session, space_id: int) -> dict[str, int]:
+    counted = tables.SearchSpaceCount
+    rows = session.execute(
+        select(tables.Composition.label, counted.expected)
+        .join(counted, counted.composition_id == tables.Composition.id)
+        .where(counted.search_space_id == space_id)
+    )
+    return dict(rows.all())
+
+
+def test_exact_counts_are_stored_by_composition(session: Session) -> None:
+    """The numbers of structures in 2DMD, low density: npj 2D Mater. Appl. 7, 6 (2023)."""
+    _, space_id = add(session, "8x8", 2)
+    found = stored_counts(session, space_id)
+    published = {"v_S": 1, "2*v_S": 19, "v_S+Se_S": 29, "v_S+v_Mo": 15}
+    assert {name: found[name] for name in published} == published
+    assert sum(found.values()) == session.get_one(tables.SearchSpace, space_id).expected == 4 + 159
+
+
+def test_compositions_that_do_not_occur_are_not_counted(session: Session) -> None:
+    _, space_id = add(session, "3x3", 2, limits=Limits(min_separation=50.0))
+    assert set(stored_counts(session, space_id)) == {"v_S", "Se_S", "v_Mo", "W_Mo"}
+
+
+def test_a_search_space_without_candidates_is_refused(session: Session) -> None:
+    with pytest.raises(InputError, match="no configuration keeps the limits of this search space; loosen them"):
+        add(session, "3x3", 2, min_defects=2, limits=Limits(min_separation=50.0))
+
+
 def test_the_same_search_space_again_changes_nothing(session: Session) -> None:
     _, first = add(session, "4x4", 3)
-    chunks = session.scalar(select(func.count()).select_from(tables.Chunk))
+    before = stored_counts(session, first)
     _, second = add(session, "4x4", 3)
     assert second == first
-    assert session.scalar(select(func.count()).select_from(tables.Chunk)) == chunks
+    assert stored_counts(session, first) == before
+
+
+def test_a_search_space_of_an_older_version_gets_its_counts_when_it_is_asked_for(session: Session) -> None:
+    _, space_id = add(session, "4x4", 2)
+    before = stored_counts(session, space_id)
+    session.execute(text("DELETE FROM search_space_counts"))
+    assert add(session, "4x4", 2)[1] == space_id
+    assert stored_counts(session, space_id) == before
 
 
 def test_search_spaces_that_differ_in_the_composition_are_two(session: Session) -> None:
@@ -125,7 +145,7 @@ def test_two_callers_at_once_add_one_search_space(clean_engine: Engine) -> None:
     assert len(set(found)) == 1
     with session_scope(clean_engine) as session:
         assert session.scalar(select(func.count()).select_from(tables.SearchSpace)) == 1
-        assert searches.progress(session, found[0]).total == 6  # one each for 1 and 2 defects, four prefixes for 3
+        assert sum(stored_counts(session, found[0]).values()) == session.scalar(select(tables.SearchSpace.expected))
 
 
 def _wait_for_a_blocked_query(engine: Engine, n: int = 1) -> None:
@@ -179,178 +199,13 @@ def test_a_search_space_ends_at_the_largest_number_that_its_limits_leave(session
     assert row.max_counts == [1, 0, 0, 1]
 
 
-def test_limited_candidates_are_stored_as_many_as_counted(clean_engine: Engine) -> None:
-    limits = Limits(parse_limits(["v_S:0-1"], ["Se_S"]), 3.5)
-    space_id = add_to(clean_engine, "4x4", 3, limits=limits)
-    enumerate_all(clean_engine)
-    with session_scope(clean_engine) as session:
-        _, space = searches.load_search_space(session, space_id)
-        assert searches.progress(session, space_id).is_over
-        found = session.execute(
-            select(tables.Candidate.sites, tables.Candidate.defect_types).where(
-                tables.Candidate.search_space_id == space_id
-            )
-        ).all()
-        assert len(found) == session.get_one(tables.SearchSpace, space_id).expected > 100
-        v_s, se_s = (t.code for t in parse_defect_types("v_S,Se_S"))
-        for sites, codes in found:
-            assert codes.count(v_s) <= 1 <= codes.count(se_s)
-            apart = space.supercell.pair_distances[np.ix_(sites, sites)][np.triu_indices(len(sites), 1)]
-            assert (apart > 3.5 - 1e-3).all()
-
-
-def test_stored_candidates_stand_for_every_configuration_once(clean_engine: Engine) -> None:
-    space_id = add_to(clean_engine, "4x4", 2)
-    enumerate_all(clean_engine)
-    sites = {"S": 32, "Mo": 16}
-    singles = 2 * sites["S"] + 2 * sites["Mo"]
-    # each site is free or carries one of two types: choose sites, then types
-    pairs = 4 * math.comb(sites["S"] + sites["Mo"], 2)
-    with session_scope(clean_engine) as session:
-        by_size = dict(
-            session.execute(
-                select(func.cardinality(tables.Candidate.sites), func.sum(tables.Candidate.multiplicity))
-                .where(tables.Candidate.search_space_id == space_id)
-                .group_by(func.cardinality(tables.Candidate.sites))
-            ).all()
-        )
-        assert by_size == {1: singles, 2: pairs}
-        progress = searches.progress(session, space_id)
-        assert progress.is_over
-        assert (progress.done, progress.failed) == (2, 0)
-        assert progress.stored_rows == queries.count_candidates(session, space_id)
-
-
-def test_candidates_carry_their_composition(clean_engine: Engine) -> None:
-    space_id = add_to(clean_engine, "8x8", 2)
-    enumerate_all(clean_engine)
-    with session_scope(clean_engine) as session:
-        found = dict(
-            session.execute(
-                select(tables.Composition.label, func.count())
-                .join(tables.Candidate, tables.Candidate.composition_id == tables.Composition.id)
-                .where(tables.Candidate.search_space_id == space_id)
-                .group_by(tables.Composition.label)
-            ).all()
-        )
-    # the numbers of structures in 2DMD, low density: npj 2D Mater. Appl. 7, 6 (2023)
-    assert {name: found[name] for name in ("v_S", "2*v_S", "v_S+Se_S", "v_S+v_Mo")} == {
-        "v_S": 1,
-        "2*v_S": 19,
-        "v_S+Se_S": 29,
-        "v_S+v_Mo": 15,
-    }
-    assert sum(found.values()) == 4 + 159
-
-
-def test_figures_of_an_enumeration_come_from_its_chunks(clean_engine: Engine) -> None:
-    space_id = add_to(clean_engine, "4x4", 2)
-    with session_scope(clean_engine) as session:
-        nothing = searches.enumeration_figures(session, space_id)
-    assert (nothing["candidates"], nothing["seconds"], nothing["per_second"]) == (0, 0.0, 0.0)
-    started = time.monotonic()
-    enumerate_all(clean_engine)
-    elapsed = time.monotonic() - started
-    with session_scope(clean_engine) as session:
-        found = searches.enumeration_figures(session, space_id)
-        assert found["candidates"] == found["expected"] == queries.count_candidates(session, space_id)
-    assert 0 < found["seconds"] <= elapsed
-    assert found["per_second"] == pytest.approx(found["candidates"] / found["seconds"], rel=0.05)
-    assert 20 < found["peak_memory_mb"] < 20_000  # python with numpy, and less than the machine has
-
-
-def test_the_last_two_chunks_at_once_do_not_block_each_other(clean_engine: Engine) -> None:
-    space_id = add_to(clean_engine, "4x4", 2)
-    owners = ("here:1:a", "here:2:b")
-    claimed = [claim(clean_engine, tables.Chunk, owner) for owner in owners]
-    with clean_engine.connect() as connection, connection.begin():
-        # both have stored their candidates and wait here to compare the counts
-        connection.execute(text("SELECT 1 FROM search_spaces FOR NO KEY UPDATE"))
-        both = threading.Thread(target=_wait_and_release, args=(clean_engine, connection))
-        both.start()
-        raised = in_threads(
-            *(
-                lambda c=c, o=o: searches.enumerate_unit(clean_engine, c, o)
-                for c, o in zip(claimed, owners, strict=True)
-            )
-        )
-        both.join()
-    assert raised == [None, None]
-    with session_scope(clean_engine) as session:
-        assert searches.progress(session, space_id).done == 2
-
-
-def _wait_and_release(engine: Engine, connection: Any) -> None:
-    _wait_for_a_blocked_query(engine, 2)
-    connection.commit()
-
-
-def test_a_count_that_is_not_burnsides_ends_the_last_chunk(clean_engine: Engine) -> None:
-    space_id = add_to(clean_engine, "4x4", 2)
-    with session_scope(clean_engine) as session:
-        session.execute(update(tables.SearchSpace).values(expected=tables.SearchSpace.expected + 1))
-    first = claim(clean_engine, tables.Chunk, "here:1:a")
-    assert first is not None
-    searches.enumerate_unit(clean_engine, first, "here:1:a")
-    second = claim(clean_engine, tables.Chunk, "here:1:a")
-    assert second is not None
-    with pytest.raises(CountMismatchError, match="Burnside"):
-        searches.enumerate_unit(clean_engine, second, "here:1:a")
-    with session_scope(clean_engine) as session:
-        assert searches.progress(session, space_id).stored_rows == 4
-        assert queries.count_candidates(session, space_id) == 4  # nothing of the last chunk is kept
-
-
-def test_a_chunk_that_was_taken_over_leaves_nothing_behind(clean_engine: Engine) -> None:
-    space_id = add_to(clean_engine, "4x4", 2)
-    chunk_id = claim(clean_engine, tables.Chunk, "here:1:late")
-    assert chunk_id is not None
-    with session_scope(clean_engine) as session:
-        session.execute(update(tables.Chunk).where(tables.Chunk.id == chunk_id).values(lease_owner="here:2:next"))
-    with pytest.raises(LeaseLostError, match=f"chunks {chunk_id}"):
-        searches.enumerate_unit(clean_engine, chunk_id, "here:1:late")
-    with session_scope(clean_engine) as session:
-        assert queries.count_candidates(session, space_id) == 0
-
-
-def test_failed_chunks_are_reported_and_can_be_opened_again(session: Session) -> None:
-    _, space_id = add(session, "4x4", 3)
-    chunk_id = leases.claim_next(session, tables.Chunk, "here:1:a")
-    assert chunk_id is not None
-    leases.fail(session, tables.Chunk, chunk_id, "here:1:a", error="the disk is full")
-    progress = searches.progress(session, space_id)
-    assert (progress.failed, progress.first_error, progress.is_over) == (1, "the disk is full", False)
-    assert searches.retry_failed(session, space_id) == 1
-    assert searches.progress(session, space_id).failed == 0
-    assert leases.claim_next(session, tables.Chunk, "here:1:b") == chunk_id
-
-
-def test_a_chunk_runs_while_a_worker_holds_it(session: Session) -> None:
-    _, space_id = add(session, "4x4", 3)
-    assert searches.progress(session, space_id).running == 0
-    chunk_id = leases.claim_next(session, tables.Chunk, "here:1:a")
-    assert chunk_id is not None
-    progress = searches.progress(session, space_id)
-    assert (progress.running, progress.done, progress.is_over) == (1, 0, False)
-    session.execute(
-        update(tables.Chunk).where(tables.Chunk.id == chunk_id).values(lease_until=text("now() - '1s'::interval"))
-    )
-    assert searches.progress(session, space_id).running == 0  # its worker is dead
-    session.execute(
-        update(tables.Chunk).where(tables.Chunk.id == chunk_id).values(lease_until=text("now() + '1s'::interval"))
-    )
-    leases.finish(session, tables.Chunk, chunk_id, "here:1:a", n_candidates=4)
-    progress = searches.progress(session, space_id)
-    assert (progress.running, progress.done, progress.is_over) == (0, 1, False)
-
-
-def trained_model(session: Session, *, state: str = "finished") -> tables.TrainedModel:
+def trained_model(session: Session) -> tables.TrainedModel:
     level = tables.LevelOfTheory(name="PBE", code="VASP", functional="PBE", settings={}, digest="d")
     session.add(level)
     session.flush()
     model = tables.TrainedModel(
-        name="m", level_id=level.id, properties=["homo"], settings={}, seed=0, state=state,
-        weights=b"w" if state == "finished" else None,
+        name="m", level_id=level.id, properties=["homo"], settings={}, seed=0, state="finished",
+        weights=b"w",
     )  # fmt: skip
     session.add(model)
     session.flush()
@@ -394,51 +249,3 @@ def test_types_that_a_model_has_never_seen_are_refused_before_anything_is_queued
     other, _ = add(session, "3x3", 1)  # another supercell of the host
     learns(session, child, other, "W_Mo", "train")
     searches.check_trained_types(session, child, space_id)
-
-
-def finish_chunks(session: Session, space_id: int) -> None:
-    session.execute(
-        update(tables.Chunk).where(tables.Chunk.search_space_id == space_id).values(state="finished", n_candidates=0)
-    )
-
-
-def test_a_search_space_is_scored_only_when_it_is_complete(session: Session) -> None:
-    _, space_id = add(session, "4x4", 3)
-    model = trained_model(session)
-    with pytest.raises(InputError, match=r"6 chunks .*screening enumerate"):
-        searches.add_scoring(session, model.id, space_id)
-
-
-def test_a_model_that_is_not_trained_scores_nothing(session: Session) -> None:
-    _, space_id = add(session, "4x4", 2)
-    finish_chunks(session, space_id)
-    model = trained_model(session, state="waiting")
-    with pytest.raises(InputError, match="model m is waiting"):
-        searches.add_scoring(session, model.id, space_id)
-
-
-def test_scoring_is_added_once_for_each_chunk(session: Session) -> None:
-    _, space_id = add(session, "4x4", 3)
-    _, other_id = add(session, "3x3", 2)
-    for identifier in (space_id, other_id):
-        finish_chunks(session, identifier)
-    model = trained_model(session)
-    assert searches.add_scoring(session, model.id, space_id) == 6
-    assert searches.add_scoring(session, model.id, space_id) == 0
-    assert searches.progress(session, space_id, model_id=model.id).total == 6
-    assert searches.progress(session, other_id, model_id=model.id).total == 0
-
-
-def test_failed_scoring_is_opened_for_one_model_only(session: Session) -> None:
-    _, space_id = add(session, "4x4", 2)
-    finish_chunks(session, space_id)
-    model = trained_model(session)
-    searches.add_scoring(session, model.id, space_id)
-    for _ in range(2):
-        unit_id = leases.claim_next(session, tables.ScoringChunk, "here:1:a")
-        assert unit_id is not None
-        leases.fail(session, tables.ScoringChunk, unit_id, "here:1:a", error="out of memory")
-    assert searches.retry_failed(session, space_id, model_id=model.id + 1) == 0
-    assert searches.progress(session, space_id, model_id=model.id).is_over
-    assert searches.retry_failed(session, space_id, model_id=model.id) == 2
-    assert not searches.progress(session, space_id, model_id=model.id).is_over
