@@ -230,8 +230,10 @@ def _layout(view: CampaignView) -> RenderableType:
     parts = ", ".join(f"{n} {state}" for state, n in states.items() if n or state == "done")
     lines.append(["chunks", f"{parts} of {seen.chunks}"])
     if seen.candidates_matching is not None:
-        lines.append(["matching", f"{seen.candidates_matching:,} candidates satisfy the query"])
-    lines.append(["stored", f"{view.stored_rows:,} rows, {size_on_disk(view.disk_bytes)}"])
+        lines.append(
+            ["matching", f"{counted(seen.candidates_matching, 'candidate')} of the finished chunks fit the query"]
+        )
+    lines.append(["stored", f"{counted(view.stored_rows, 'row')}, {size_on_disk(view.disk_bytes)}"])
     if seen.error is not None:
         lines.append(["error", seen.error])
     parts_shown: list[RenderableType] = [table_of(["", ""], lines)]

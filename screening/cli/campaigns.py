@@ -29,15 +29,16 @@ from screening.cli.options import (
 )
 from screening.cli.output import counted, duration, note, print_json, print_table, size_on_disk
 from screening.cli.project import LimitOptions, Project
-from screening.cli.searches import find_symmetry_of, read_space
+from screening.cli.searches import find_symmetry_of, model_id_of, read_space
 from screening.errors import InputError
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
+    from screening.database.campaigns import CampaignProgress
     from screening.database.design_query import DesignQuery
-    from screening.database.tables import TrainedModel
     from screening.defects.enumeration import SearchSpace
+    from screening.pipeline.campaigns import CampaignRequest
 
 MOST_BYTES = 50 * 10**9  # more than a laptop has to spare
 
@@ -91,46 +92,34 @@ def campaign_plan(
     as_json: AsJson = False,
 ) -> None:
     """Plan a campaign and say what it will cost; the workers begin when it is started."""
+    from screening.pipeline.campaigns import CampaignRequest
+
     project = Project()
     limits = LimitOptions(limit or (), require or (), min_separation, max_separation)
     space = read_space(project, host, supercell, types, max_defects, min_defects, composition, limits=limits)
     options: dict[str, Any] = {"gap": gap, "window": window, "sort": sort, "highest": highest, "confidence": confidence}
     if no_model and model is not None:
         raise InputError(f"--no-model stores candidates unscored, --model {model} scores them; leave one of them out")
-    if keep is None and any(value not in (None, False) for value in options.values()):
-        raise InputError(
-            "--gap, --window, --sort, --highest and --confidence choose the rows of --keep; add --keep 10000, or leave "
-            "them out: what is stored whole is ranked later by `screening design`"
-        )
-    query = None
-    if keep is not None:
-        place = {"host": space.supercell.host.name, "supercell": space.supercell.label}
-        query = build_query(**(place | options), limit=keep)
-    found = plan_stored(project, space, model=model, has_model=not no_model, query=query, name=name)
+    query = _kept_query(space, keep, options)
+    model_id = None if no_model else model_id_of(project, space, model)
+    found = plan_stored(project, space, CampaignRequest(model_id, query, name))
     if not as_json:
         _print_plan(project, found)
     if at_once and found["state"] != "finished":
-        found["state"] = open_campaign(project, found["campaign"])
+        found["state"] = _change(project, found["campaign"], "start" if found["state"] == "planned" else "resume").state
     if as_json:
         print_json(found)
     else:
         print(_what_next(found))
 
 
-def plan_stored(
-    project: Project,
-    space: SearchSpace,
-    *,
-    model: str | None = None,
-    has_model: bool = True,
-    query: DesignQuery | None = None,
-    name: str | None = None,
-) -> dict[str, Any]:
+def plan_stored(project: Project, space: SearchSpace, request: CampaignRequest) -> dict[str, Any]:
     """Write a campaign, and what it is and will cost.
 
     Raises:
         InputError: nobody could scan it, or the model does not fit it.
     """
+    from screening.database.tables import TrainedModel
     from screening.pipeline import campaigns, costs, searches
     from screening.pipeline.hosts import add_supercell
     from screening.services import n_processes
@@ -139,62 +128,43 @@ def plan_stored(
     numbers = searches.count_table(space, symmetry)
     total = numbers["total"]
     with project.transaction() as session:
-        stored = add_supercell(session, space.supercell)
-        chosen = _find_model(session, model, stored.id) if has_model else None
-        space_id = searches.add_search_space(session, stored, space)
-        request = campaigns.CampaignRequest(None if chosen is None else chosen.id, query, name)
+        space_id = searches.add_search_space(session, add_supercell(session, space.supercell), space)
         campaign = campaigns.plan(session, space_id, request)
-        seconds = (
-            costs.enumeration_seconds(space, symmetry, total)
-            if chosen is None
-            else costs.scoring_seconds(session, total)
-        )
-        n_kept = total if query is None else min(total, query.limit)
+        if request.model_id is None:
+            queue, n_properties, seconds = "cpu", 0, costs.enumeration_seconds(space, symmetry, total)
+        else:
+            n_properties = len(session.get_one(TrainedModel, request.model_id).properties)
+            queue, seconds = "gpu", costs.scoring_seconds(session, total)
+        n_kept = total if request.query is None else min(total, request.query.limit)
         return {
             **describe_campaign(session, campaign),
             "candidates": total,
             "by_defects": numbers["by_defects"],
             "chunks": _n_chunks(session, campaign.id),
-            "disk_bytes": costs.disk_bytes(n_kept, n_properties=0 if chosen is None else len(chosen.properties)),
+            "disk_bytes": costs.disk_bytes(n_kept, n_properties=n_properties),
             "seconds": seconds,
-            "workers": n_processes(project.settings, "cpu" if chosen is None else "gpu"),
+            "workers": n_processes(project.settings, queue),
         }
-
-
-def open_campaign(project: Project, name: str) -> str:
-    """Start a campaign that is planned, or go on with one that was stopped, and tell the workers; its new state."""
-    from screening.database.queries import campaign_by_name
-    from screening.pipeline import campaigns
-
-    with project.transaction() as session:
-        campaign = campaign_by_name(session, name)
-        if campaign.state == "planned":
-            campaigns.start(session, campaign)
-        else:
-            campaigns.resume(session, campaign)
-        state, scores = campaign.state, campaign.model_id is not None
-    project.announce("score" if scores else "enumerate")
-    return state
 
 
 def campaign_start(name: NameOfCampaign, as_json: AsJson = False) -> None:
     """Open the chunks of a planned campaign to the workers."""
-    _change(name, "start", as_json=as_json)
+    _print_change(_change(Project(), name, "start"), as_json=as_json)
 
 
 def campaign_pause(name: NameOfCampaign, as_json: AsJson = False) -> None:
     """Hand out no more chunks of a campaign; those that run come to their end."""
-    _change(name, "pause", as_json=as_json)
+    _print_change(_change(Project(), name, "pause"), as_json=as_json)
 
 
 def campaign_resume(name: NameOfCampaign, as_json: AsJson = False) -> None:
     """Go on with a campaign that was paused or cancelled, or try its failed chunks again."""
-    _change(name, "resume", as_json=as_json)
+    _print_change(_change(Project(), name, "resume"), as_json=as_json)
 
 
 def campaign_cancel(name: NameOfCampaign, as_json: AsJson = False) -> None:
     """Stop a campaign at once; what is finished stays, and `resume` does the rest."""
-    _change(name, "cancel", as_json=as_json)
+    _print_change(_change(Project(), name, "cancel"), as_json=as_json)
 
 
 def campaign_delete(
@@ -222,29 +192,28 @@ def campaign_delete(
         print(f"campaign {name} is deleted; {size_on_disk(size)} are free")
 
 
-def _change(name: str, verb: Literal["start", "pause", "resume", "cancel"], *, as_json: bool) -> None:
-    """Change the state of a campaign, tell the workers, and say what comes of it."""
+def _change(project: Project, name: str, verb: Literal["start", "pause", "resume", "cancel"]) -> CampaignProgress:
+    """Change the state of a campaign and tell the workers; how far it is."""
     from screening.database.campaigns import progress_of
     from screening.database.queries import campaign_by_name
     from screening.pipeline import campaigns
 
-    project = Project()
-    change = {
-        "start": campaigns.start,
-        "pause": campaigns.pause,
-        "resume": campaigns.resume,
-        "cancel": campaigns.cancel,
-    }[verb]
     with project.transaction() as session:
         campaign = campaign_by_name(session, name)
-        change(session, campaign)
+        getattr(campaigns, verb)(session, campaign)
         campaign_id, scores = campaign.id, campaign.model_id is not None
     if verb in ("start", "resume"):
         project.announce("score" if scores else "enumerate")
     with project.transaction() as session:
         (found,) = progress_of(session, campaign_id)
+    return found
+
+
+def _print_change(found: CampaignProgress, *, as_json: bool) -> None:
+    """Say what state a campaign is in now, and how to go on."""
+    name = found.campaign
     if as_json:
-        print_json({"campaign": found.campaign, "state": found.state})
+        print_json({"campaign": name, "state": found.state})
         return
     see, go_on = f"`screening campaign status {name} --watch`", f"`screening campaign resume {name}`"
     done = f"{found.chunks_done} of {counted(found.chunks, 'chunk')} are done"
@@ -253,15 +222,24 @@ def _change(name: str, verb: Literal["start", "pause", "resume", "cancel"], *, a
         "paused": f"{done}, {found.chunks_running} more come to their end; {go_on} goes on",
         "cancelled": f"{done} and stay; {go_on} does the rest",
     }
-    print(f"campaign {name} is {found.state}: {what[found.state]}")
+    print(f"campaign {name} is {found.state}: {what.get(found.state, done)}")
 
 
-def _find_model(session: Session, name: str | None, supercell_id: int) -> TrainedModel:
-    """The model of this name, or the newest that has learnt from the host."""
-    from screening.database.listings import newest_model
-    from screening.database.queries import model_by_name
+def _kept_query(space: SearchSpace, keep: int | None, options: dict[str, Any]) -> DesignQuery | None:
+    """The design query whose best rows are kept, from the options of a query.
 
-    return model_by_name(session, name or newest_model(session, supercell_id))
+    Raises:
+        InputError: there are such options, but nothing says how many rows.
+    """
+    if keep is not None:
+        place = {"host": space.supercell.host.name, "supercell": space.supercell.label}
+        return build_query(**(place | options), limit=keep)
+    if any(value not in (None, False) for value in options.values()):
+        raise InputError(
+            "--gap, --window, --sort, --highest and --confidence choose the rows of --keep; add --keep 10000, or leave "
+            "them out: what is stored whole is ranked later by `screening design`"
+        )
+    return None
 
 
 def _n_chunks(session: Session, campaign_id: int) -> int:
@@ -278,8 +256,8 @@ def _print_plan(project: Project, found: dict[str, Any]) -> None:
         f"{found['supercell']}"
     )
     print(f"model {found['model'] or 'none'}, keeps {what_is_kept(found)}\n")
-    sizes = [[int(n), number] for n, number in found["by_defects"].items()]
-    print_table(["defects", "candidates"], [[n, f"{number:,}"] for n, number in [*sizes, ["all", found["candidates"]]]])
+    sizes = {**found["by_defects"], "all": found["candidates"]}
+    print_table(["defects", "candidates"], [[n, f"{number:,}"] for n, number in sizes.items()])
     print()
     queue = "gpu" if found["model"] else "cpu"
     lines = [

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,8 +22,9 @@ from screening.cli.options import (
     Types,
     Wait,
 )
-from screening.cli.output import Tick, print_json, print_table, progress_bar, wait_for
+from screening.cli.output import Tick, duration, print_json, print_table, size_on_disk, wait_for
 from screening.cli.project import NO_LIMITS, LimitOptions, Project, find_host, search_space
+from screening.cli.walks import enumerate_here, print_sample, sample_here
 from screening.errors import InputError, ScreeningError, ServiceError
 
 if TYPE_CHECKING:
@@ -63,15 +63,15 @@ def count(
     if as_json:
         print_json(counted)
         return
-    rows = [[label, n] for label, n in counted["by_composition"].items()]
+    rows = [[label, f"{n:,}"] for label, n in counted["by_composition"].items()]
     print_table(["composition", "configurations"], rows)
     print()
-    rows = [[int(n), number] for n, number in counted["by_defects"].items()]
-    print_table(["defects", "configurations"], [*rows, ["all", counted["total"]]])
+    rows = [[n, f"{number:,}"] for n, number in counted["by_defects"].items()]
+    print_table(["defects", "configurations"], [*rows, ["all", f"{counted['total']:,}"]])
     print()
-    print(f"disk: {counted['disk_bytes'] / 1e6:,.1f} MB with the predictions of one model")
+    print(f"disk: {size_on_disk(counted['disk_bytes'])} with the predictions of one model")
     for what, key in (("enumerate", "seconds"), ("score", "scoring_seconds")):
-        known = "not known" if counted[key] is None else f"{counted[key]:,.1f} s for one process"
+        known = "not known" if counted[key] is None else f"{duration(counted[key])} for one process"
         print(f"{what}: {known}")
 
 
@@ -104,13 +104,13 @@ def enumerate_(
     if sample is not None and store:
         raise InputError("a sample is printed, not stored; add --no-store")
     if sample is not None:
-        found = _sample_here(space, sample, seed)
+        found = sample_here(space, sample, seed)
     else:
-        found = enumerate_stored(project, space, wait=wait) if store else _enumerate_here(space)
+        found = enumerate_stored(project, space, wait=wait) if store else enumerate_here(space)
     if as_json:
         print_json(found)
     elif sample is not None:
-        _print_sample(found["configurations"])
+        print_sample(found["configurations"])
     elif store and found["was_finished"]:
         print(
             f"campaign {found['campaign']} has stored these {found['candidates']} candidates before, as many as "
@@ -242,15 +242,23 @@ def score_stored(project: Project, space: SearchSpace, model_name: str | None, *
         InputError: the model has never seen a defect type of the search space.
         ScreeningError: a chunk failed.
     """
+    found = _scan_stored(project, space, model_id_of(project, space, model_name), wait=wait)
+    return {**found, "predictions": found["candidates"]}
+
+
+def model_id_of(project: Project, space: SearchSpace, name: str | None) -> int:
+    """The model of this name, or the newest that has learnt from the host of a search space.
+
+    Raises:
+        UnknownNameError: there is none.
+        InputError: it is not trained yet.
+    """
     from screening.database.listings import newest_model
     from screening.database.queries import model_by_name
     from screening.pipeline.hosts import add_supercell
 
     with project.transaction() as session:
-        stored = add_supercell(session, space.supercell)
-        model_id = model_by_name(session, model_name or newest_model(session, stored.id)).id
-    found = _scan_stored(project, space, model_id, wait=wait)
-    return {**found, "predictions": found["candidates"]}
+        return model_by_name(session, name or newest_model(session, add_supercell(session, space.supercell).id)).id
 
 
 def _scan_stored(
@@ -333,84 +341,3 @@ def _start(project: Project, space: SearchSpace, model_id: int | None) -> tuple[
     if not is_finished:
         project.announce("enumerate" if model_id is None else "score")
     return campaign_id, is_finished
-
-
-def _enumerate_here(space: SearchSpace) -> dict[str, Any]:
-    """Enumerate in this process and keep nothing."""
-    from screening.defects.enumeration import check_count, enumerate_chunk, plan_chunks
-    from screening.pipeline.scanning import peak_memory_mb
-
-    symmetry = find_symmetry_of(space)
-    expected = sum(space.counts(symmetry).values())
-    _compile(space, symmetry)
-    started = time.perf_counter()
-    found = 0
-    with progress_bar("enumerate") as show:
-        for chunk in plan_chunks(space, symmetry):
-            for block in enumerate_chunk(space, symmetry, chunk):
-                found += len(block)
-            show(found, expected, "")
-    seconds = time.perf_counter() - started
-    check_count(found, expected)
-    return {
-        "candidates": found,
-        "expected": expected,
-        "seconds": round(seconds, 4),
-        "per_second": round(found / seconds, 1),
-        "peak_memory_mb": round(peak_memory_mb(), 1),
-    }
-
-
-def _sample_here(space: SearchSpace, n: int, seed: int) -> dict[str, Any]:
-    """Draw different configurations in this process, each with the same probability.
-
-    `expected` is the exact number of the space's configurations, null where separations are limited.
-    """
-    import random
-
-    from screening.defects.defect_types import DefectType
-    from screening.defects.sampling import Sampler
-    from screening.pipeline.scanning import peak_memory_mb
-
-    symmetry = find_symmetry_of(space)
-    started = time.perf_counter()
-    sampler = Sampler(space, symmetry)
-    configurations = []
-    with progress_bar("sample") as show:
-        for drawn in sampler.draw_distinct(n, random.Random(seed)):
-            configurations.append(
-                {
-                    "configuration": drawn.configuration.composition,
-                    "defects": [DefectType.from_code(code).name for code in drawn.configuration.defect_types],
-                    "sites": drawn.configuration.sites,
-                    "multiplicity": drawn.multiplicity,
-                }
-            )
-            show(len(configurations), n, "")
-    seconds = time.perf_counter() - started
-    return {
-        "candidates": n,
-        "expected": None if space.limits.has_separations else sampler.n_distinct,
-        "seconds": round(seconds, 4),
-        "per_second": round(n / seconds, 1),
-        "peak_memory_mb": round(peak_memory_mb(), 1),
-        "sampled": len(configurations),
-        "seed": seed,
-        "configurations": configurations,
-    }
-
-
-def _print_sample(configurations: Sequence[Mapping[str, Any]]) -> None:
-    rows = []
-    for found in configurations:
-        sites = " ".join(f"{d}@{s}" for d, s in zip(found["defects"], found["sites"], strict=True))
-        rows.append([found["configuration"], sites, found["multiplicity"]])
-    print_table(["configuration", "sites", "multiplicity"], rows)
-
-
-def _compile(space: SearchSpace, symmetry: Any) -> None:
-    """Let numba compile the walk, or load it from its cache, before the clock starts."""
-    from screening.defects.enumeration import enumerate_chunk, plan_chunks
-
-    first = plan_chunks(space, symmetry)[0]
-    next(iter(enumerate_chunk(space, symmetry, first, block_rows=1)), None)
