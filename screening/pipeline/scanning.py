@@ -89,13 +89,14 @@ def scan_unit(engine: Engine, chunk_id: int, owner: str, *, device: str) -> None
     tally = _Tally()
 
     def end(session: Session) -> None:
-        _store_tally(session, chunk_id, tally, has_query=scan.query is not None)
         finish(
             session, tables.Chunk, chunk_id, owner,
             n_candidates=tally.n_candidates, n_configurations=tally.n_configurations, checksum=tally.checksum,
             n_matching=None if scan.query is None else tally.matching.total(), rows_done=tally.n_candidates,
             worker=worker_of(owner), worked_s=time.perf_counter() - started, peak_memory_mb=peak_memory_mb(),
         )  # fmt: skip
+        # after the end of the lease was found: whoever took the chunk over may have stored the same counters
+        _store_tally(session, chunk_id, tally, has_query=scan.query is not None)
 
     def tell() -> dict[str, Any]:
         return {"rows_done": tally.n_candidates, "heartbeat": func.clock_timestamp()}

@@ -93,7 +93,7 @@ def _add_chunk(
 
 def train_small() -> bytes:
     """Weights of a small ensemble that knows every property of `labelled_rows` in 4x4 MoS2; a second or two."""
-    settings = TrainingSettings(n_members=3, width=16, n_blocks=1, epochs=6, batch_rows=32, device="cpu")
+    settings = TrainingSettings(n_members=3, width=16, n_blocks=1, epochs=3, batch_rows=32, device="cpu")
     return ensemble_to_bytes(train_ensemble(labelled_rows(), settings, seed=0, on_progress=lambda p, c: None))
 
 
