@@ -7,6 +7,7 @@ the workers; nobody has to wait for them.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -266,13 +267,25 @@ def _print_plan(project: Project, found: dict[str, Any]) -> None:
         ["time", _time(found["seconds"], found["workers"], queue)],
     ]
     print_table(["", ""], lines)
-    free = _free_bytes(project)
-    if found["storage"] == "all" and found["disk_bytes"] > min(MOST_BYTES, free):
-        note(
-            f"screening: {size_on_disk(found['disk_bytes'])} are much to store"
-            + (f", of {size_on_disk(free)} that are free here" if found["disk_bytes"] > free else "")
-            + "; --keep 10000 with --gap, --window or --sort keeps the best rows only, and counts all of them"
-        )
+    advice = storage_advice(found, _free_bytes(project))
+    if advice:
+        note(f"screening: {advice}")
+
+
+def storage_advice(found: Mapping[str, Any], free: float) -> str | None:
+    """What to do instead of storing every candidate of a plan where that takes too much disk.
+
+    Args:
+        free: bytes that are free on the disk of the database.
+    """
+    size = found["disk_bytes"]
+    if found["storage"] == "best" or size <= min(MOST_BYTES, free):
+        return None
+    of_disk = f", and {size_on_disk(free)} are free here" if size > free else ""
+    return (
+        f"{size_on_disk(size)} are much to store{of_disk}; --keep 10000 with --gap, --window or --sort keeps the best "
+        "rows only, and counts all of them"
+    )
 
 
 def _time(seconds: float | None, n_workers: int, queue: str) -> str:

@@ -16,6 +16,7 @@ import redis
 from sqlalchemy import Engine, func, select, text
 
 from screening.cli import main
+from screening.cli.campaigns import storage_advice
 from screening.database import leases, tables
 from screening.database.session import make_engine as real_make_engine
 from screening.database.session import session_scope
@@ -317,3 +318,19 @@ def test_what_is_refused_says_what_to_do(screening: Any) -> None:
     assert screening("campaign", "list", "--json").found == {"campaigns": []}
     usage = screening("campaign", "start", "--json")
     assert (usage.exit_code, usage.found) == (2, {"error": "Missing argument 'NAME'. Name of the campaign."})
+
+
+@pytest.mark.parametrize(
+    ("storage", "disk_bytes", "free", "advice"),
+    [
+        ("all", 14e9, 70e9, None),
+        ("all", 14e9, 10e9, "14.0 GB are much to store, and 10.0 GB are free here; --keep 10000"),
+        ("all", 850e9, float("inf"), "850.0 GB are much to store; --keep 10000"),
+        ("best", 850e9, 1e9, None),
+    ],
+)
+def test_what_is_too_much_to_store_is_told_beforehand(
+    storage: str, disk_bytes: float, free: float, advice: str | None
+) -> None:
+    found = storage_advice({"storage": storage, "disk_bytes": disk_bytes}, free)
+    assert found is None if advice is None else found is not None and found.startswith(advice)
