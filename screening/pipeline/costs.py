@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import time
 from dataclasses import replace
+from itertools import chain
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -17,46 +18,36 @@ from screening.database import tables
 from screening.defects.enumeration import SearchSpace, enumerate_chunk, plan_chunks
 from screening.defects.symmetry import Symmetry
 
-# bytes on disk of a row with its indexes, by pg_total_relation_size: tests/benchmarks/bench_disk.py
-CANDIDATE_BYTES = 104  # of four defects, with the three indexes of its partition
+# bytes on disk of a row by pg_total_relation_size: tests/benchmarks/bench_disk.py
+CANDIDATE_BYTES = 100  # of up to five defects
 PROPERTY_BYTES = 8  # mean and standard deviation
+INDEX_BYTES = 42  # of the two indexes over predictions
 
-MAX_TIMED_DEFECTS = 5  # beyond, the plan of the chunks alone takes minutes
 TIMED_S = 0.3
 
 
 def disk_bytes(n_candidates: int, *, n_properties: int = len(tables.PROPERTY_COMMENTS)) -> int:
-    """Bytes on disk of candidates with the predictions of so many properties."""
-    return n_candidates * (CANDIDATE_BYTES + PROPERTY_BYTES * n_properties)
+    """Bytes on disk of candidates with the predictions of so many properties, or of none."""
+    predicted = INDEX_BYTES + PROPERTY_BYTES * n_properties if n_properties else 0
+    return n_candidates * (CANDIDATE_BYTES + predicted)
 
 
-def enumeration_seconds(space: SearchSpace, symmetry: Symmetry, n_candidates: int) -> float | None:
-    """Seconds that one process needs to walk a search space, from the rate of random chunks; storing comes on top.
-
-    Returns:
-        None for more than five defects, whose chunks are too many to be planned first.
-    """
-    if space.sizes[-1] > MAX_TIMED_DEFECTS:
-        return None
+def enumeration_seconds(space: SearchSpace, symmetry: Symmetry, n_candidates: int) -> float:
+    """Seconds that one process needs to walk a search space, from the rate of random chunks; storing comes on top."""
     if n_candidates == 0:
         return 0.0
     largest = replace(space, min_defects=space.sizes[-1])
     chunks = plan_chunks(largest, symmetry)
-    if not chunks:
-        return 0.0
     random.Random(0).shuffle(chunks)
     next(enumerate_chunk(largest, symmetry, chunks[0], block_rows=1), None)  # the walk is compiled, or loaded
     started = time.perf_counter()
-    n_rows = n_walked = 0
-    for chunk in chunks:
-        n_rows += sum(len(block) for block in enumerate_chunk(largest, symmetry, chunk))
-        n_walked += 1
-        if time.perf_counter() - started > TIMED_S:
+    n_rows, elapsed = 0, 0.0
+    for block in chain.from_iterable(enumerate_chunk(largest, symmetry, chunk) for chunk in chunks):
+        n_rows += len(block)
+        elapsed = time.perf_counter() - started
+        if elapsed > TIMED_S:
             break
-    elapsed = time.perf_counter() - started
-    if n_rows == 0:
-        return elapsed * len(chunks) / n_walked
-    return elapsed * n_candidates / n_rows
+    return elapsed * n_candidates / n_rows if n_rows else time.perf_counter() - started
 
 
 def scoring_seconds(session: Session, n_candidates: int) -> float | None:
