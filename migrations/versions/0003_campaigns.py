@@ -414,6 +414,12 @@ def _create_chunks() -> None:
         comment="parts of campaigns: all configurations that begin with a prefix between two prefixes",
     )
     op.create_index(
+        "ix_chunks_campaign_id_open",
+        "chunks",
+        ["campaign_id"],
+        postgresql_where=sa.text("state IN ('waiting', 'running')"),
+    )
+    op.create_index(
         "ix_chunks_open", "chunks", ["id"], unique=False, postgresql_where=sa.text("state IN ('waiting', 'running')")
     )
     op.create_table(

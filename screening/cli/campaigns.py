@@ -89,6 +89,12 @@ def campaign_plan(
     highest: Highest = False,
     confidence: Confidence = None,
     name: Annotated[str | None, typer.Option("--name", help="What to call it; made up if not given.")] = None,
+    chunk_rows: Annotated[
+        int | None,
+        typer.Option(
+            "--chunk-rows", min=1, help="Candidates of a chunk, about: 3000000 for GPUs; 300000 at most if not given."
+        ),
+    ] = None,
     at_once: Annotated[bool, typer.Option("--start", help="Start it, too.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -103,7 +109,7 @@ def campaign_plan(
         raise InputError(f"--no-model stores candidates unscored, --model {model} scores them; leave one of them out")
     query = _kept_query(space, keep, options)
     model_id = None if no_model else model_id_of(project, space, model)
-    found = plan_stored(project, space, CampaignRequest(model_id, query, name))
+    found = plan_stored(project, space, CampaignRequest(model_id, query, name), chunk_rows=chunk_rows)
     if not as_json:
         _print_plan(project, found)
     if at_once and found["state"] != "finished":
@@ -114,7 +120,9 @@ def campaign_plan(
         print(_what_next(found))
 
 
-def plan_stored(project: Project, space: SearchSpace, request: CampaignRequest) -> dict[str, Any]:
+def plan_stored(
+    project: Project, space: SearchSpace, request: CampaignRequest, *, chunk_rows: int | None = None
+) -> dict[str, Any]:
     """Write a campaign, and what it is and will cost.
 
     Raises:
@@ -130,7 +138,8 @@ def plan_stored(project: Project, space: SearchSpace, request: CampaignRequest) 
     total = numbers["total"]
     with project.transaction() as session:
         space_id = searches.add_search_space(session, add_supercell(session, space.supercell), space)
-        campaign = campaigns.plan(session, space_id, request)
+        campaign = campaigns.plan(session, space_id, request, chunk_rows=chunk_rows)
+        seconds: float | None
         if request.model_id is None:
             queue, n_properties, seconds = "cpu", 0, costs.enumeration_seconds(space, symmetry, total)
         else:

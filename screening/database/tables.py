@@ -406,6 +406,7 @@ class Chunk(Leased, Table):
             name="prefixes",
         ),
         *_lease_rules("chunks")[1:],
+        Index("ix_chunks_campaign_id_open", "campaign_id", postgresql_where=text("state IN ('waiting', 'running')")),
         {"comment": "parts of campaigns: all configurations that begin with a prefix between two prefixes"},
     )
 
