@@ -29,13 +29,37 @@ SEARCH_SPACE = """
         VALUES (1, '{1, 0, 0, 0, 1, 0, 0, 0, 1}', '1x1', 1, 1);
     INSERT INTO search_spaces (supercell_id, defect_types, min_defects, max_defects, expected)
         VALUES (1, '{2048, 5376}', 1, 2, 10)"""
+FILLED_0002 = (
+    SEARCH_SPACE
+    + """;
+    INSERT INTO compositions (label, defect_types, counts, n_defects) VALUES ('v_S', '{2048}', '{1}', 1),
+        ('v_S+v_Mo', '{2048, 5376}', '{1, 1}', 2);
+    INSERT INTO chunks (search_space_id, number, n_defects, prefix_sites, prefix_defect_types, state, n_candidates)
+        VALUES (1, 0, 2, '{}', '{}', 'finished', 2);
+    INSERT INTO candidates (search_space_id, chunk_id, composition_id, multiplicity, sites, defect_types)
+        VALUES (1, 1, 1, 32, '{7}', '{2048}'), (1, 1, 2, 96, '{3, 9}', '{5376, 2048}');
+    INSERT INTO levels_of_theory (name, code, functional, settings, digest) VALUES ('PBE', 'VASP', 'PBE', '{}', 'd');
+    INSERT INTO trained_models (name, level_id, properties, settings, seed, state, weights)
+        VALUES ('m', 1, '{homo}', '{}', 1, 'finished', 'w');
+    INSERT INTO scoring_chunks (model_id, chunk_id, state, n_predictions) VALUES (1, 1, 'finished', 2);
+    INSERT INTO predictions (candidate_id, model_id, homo_mean, homo_std) VALUES (1, 1, -5.0, 0.1), (2, 1, -6.0, 0.1);
+    INSERT INTO rankings (model_id, search_space_id, query, sql) VALUES (1, 1, '{"host": "MoS2"}', 'SELECT 1');
+    INSERT INTO ranking_rows (ranking_id, rank, candidate_id, probability) VALUES (1, 1, 2, 0.75), (1, 2, 1, 0.5)"""
+)
+_PROGRAMS = {
+    "functions": """
+        SELECT proname, pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace = 'public'::regnamespace ORDER BY 1""",
+    "views": "SELECT viewname, definition FROM pg_views WHERE schemaname = 'public' ORDER BY 1",
+    "triggers": "SELECT tgname, pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1",
+}
 _CATALOGUES = {
     "columns": """
         SELECT attrelid::regclass::text, attname, format_type(atttypid, atttypmod), attnotnull, attidentity,
             attgenerated, pg_get_expr(adbin, adrelid), col_description(attrelid, attnum)
         FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
             LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
-        WHERE relkind IN ('r', 'p') AND relnamespace = 'public'::regnamespace AND attnum > 0 ORDER BY 1, 2""",
+        WHERE relkind IN ('r', 'p') AND relnamespace = 'public'::regnamespace AND attnum > 0 AND NOT attisdropped
+        ORDER BY 1, 2""",
     "constraints": """
         SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint
         WHERE connamespace = 'public'::regnamespace ORDER BY 1, 2""",
@@ -61,7 +85,7 @@ def empty_engine(migrated_template: Engine) -> Iterator[Engine]:
 
 def catalogue(engine: Engine, name: str) -> list[tuple[object, ...]]:
     with engine.connect() as connection:
-        rows = connection.execute(text(_CATALOGUES[name])).all()
+        rows = connection.execute(text((_CATALOGUES | _PROGRAMS)[name])).all()
     return [tuple(row) for row in rows if "alembic_version" not in str(row[0])]
 
 
@@ -97,11 +121,85 @@ def test_migrating_twice_changes_nothing(empty_engine: Engine) -> None:
 
 def test_down_leaves_nothing_and_up_again_gives_the_same_schema(empty_engine: Engine) -> None:
     migrate(empty_engine)
-    before = {name: catalogue(empty_engine, name) for name in _CATALOGUES}
+    before = {name: catalogue(empty_engine, name) for name in _CATALOGUES | _PROGRAMS}
+    assert all(before.values())
     migrate_to(empty_engine, "base")
+    assert [catalogue(empty_engine, name) for name in _PROGRAMS] == [[], [], []]
     assert inspect(empty_engine).get_table_names() == ["alembic_version"]
     migrate(empty_engine)
-    assert {name: catalogue(empty_engine, name) for name in _CATALOGUES} == before
+    assert {name: catalogue(empty_engine, name) for name in _CATALOGUES | _PROGRAMS} == before
+
+
+def test_a_downgrade_to_0002_gives_the_schema_of_0002(empty_engine: Engine) -> None:
+    migrate_to(empty_engine, "0002")
+    before = {name: catalogue(empty_engine, name) for name in _CATALOGUES | _PROGRAMS}
+    migrate(empty_engine)
+    migrate_to(empty_engine, "0002")
+    assert {name: catalogue(empty_engine, name) for name in _CATALOGUES | _PROGRAMS} == before
+
+
+def run_script(engine: Engine, script: str) -> None:
+    with engine.begin() as connection:
+        for statement in script.split(";"):
+            connection.exec_driver_sql(statement)
+
+
+def test_rankings_of_0002_keep_what_they_found_though_candidates_are_dropped(empty_engine: Engine) -> None:
+    migrate_to(empty_engine, "0002")
+    run_script(empty_engine, FILLED_0002)
+    migrate(empty_engine)
+    with empty_engine.connect() as connection:
+        rows = connection.execute(
+            text(
+                "SELECT rank, candidate_id, sites, defect_types, multiplicity, probability, campaign_id, query "
+                "FROM rankings JOIN ranking_rows ON ranking_id = id ORDER BY rank"
+            )
+        ).all()
+        assert [tuple(row) for row in rows] == [
+            (1, 2, [3, 9], [5376, 2048], 96, 0.75, None, {"host": "MoS2"}),
+            (2, 1, [7], [2048], 32, 0.5, None, {"host": "MoS2"}),
+        ]
+        kept = "hosts, supercells, search_spaces, levels_of_theory, trained_models, compositions"
+        numbers = {name: connection.scalar(text(f"SELECT count(*) FROM {name}")) for name in kept.split(", ")}
+        assert numbers == {name: 2 if name == "compositions" else 1 for name in numbers}
+        assert connection.scalar(text("SELECT count(*) FROM candidates")) == 0
+
+
+def test_rankings_are_not_lost_by_a_downgrade(empty_engine: Engine) -> None:
+    migrate_to(empty_engine, "0002")
+    run_script(empty_engine, FILLED_0002)
+    migrate(empty_engine)
+    with pytest.raises(DBAPIError, match="rankings are stored, which version 0002 cannot keep"):
+        migrate_to(empty_engine, "0002")
+    with empty_engine.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM ranking_rows")) == 2
+    run_script(empty_engine, "DELETE FROM rankings")
+    migrate_to(empty_engine, "0002")
+    assert inspect(empty_engine).has_table("predictions")
+
+
+def test_campaigns_are_dropped_with_their_partitions_by_a_downgrade(empty_engine: Engine) -> None:
+    migrate(empty_engine)
+    add_campaign(empty_engine)
+    migrate_to(empty_engine, "0002")
+    assert not inspect(empty_engine).has_table("candidates_1")
+    with empty_engine.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM search_spaces")) == 1
+
+
+def add_campaign(engine: Engine) -> None:
+    """A campaign with a row in its partition and the indexes of a scored one."""
+    run_script(
+        engine,
+        SEARCH_SPACE
+        + """;
+        INSERT INTO levels_of_theory (name, code, functional, settings, digest) VALUES ('PBE', 'V', 'PBE', '{}', 'd');
+        INSERT INTO trained_models (name, level_id, properties, settings, seed) VALUES ('m', 1, '{homo}', '{}', 1);
+        INSERT INTO campaigns (name, search_space_id, model_id, storage) VALUES ('c', 1, 1, 'all');
+        SELECT add_campaign_partition(1);
+        INSERT INTO candidates (id, campaign_id, arrangement_id, multiplicity, sites) VALUES (1, 1, 1, 1, '{1}');
+        SELECT index_campaign_partition(1)""",
+    )
 
 
 def test_search_spaces_of_0001_are_those_without_limits_after_the_upgrade(empty_engine: Engine) -> None:
@@ -162,6 +260,19 @@ def test_the_command_alembic_upgrades_the_database_of_the_environment(empty_engi
     assert finished.returncode == 0, finished.stderr
     check_schema(empty_engine)
     assert alembic_command(empty_engine, "check").returncode == 0
+
+
+def test_partitions_of_campaigns_and_their_indexes_are_no_difference_to_the_command_alembic(
+    clean_engine: Engine,
+) -> None:
+    add_campaign(clean_engine)
+    assert inspect(clean_engine).has_table("candidates_1")
+    finished = alembic_command(clean_engine, "check")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    run_script(clean_engine, "CREATE TABLE candidates_of_somebody (id integer)")
+    finished = alembic_command(clean_engine, "check")
+    assert finished.returncode != 0
+    assert "candidates_of_somebody" in finished.stdout + finished.stderr
 
 
 def test_the_command_alembic_without_an_address_says_what_to_set() -> None:
