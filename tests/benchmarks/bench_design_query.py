@@ -1,64 +1,65 @@
-"""Candidates and predictions into their tables, with all rules and indexes, and a design query over them."""
+"""Design queries over a campaign of a million candidates with the indexes of its partition."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+import pytest
 from sqlalchemy import Engine, text
 
+from screening.database import queries
 from screening.database.bulk_copy import copy_rows
+from screening.database.campaigns import index_partition, partition_name
 from screening.database.design_query import DesignQuery, Window, compile_query
 from screening.database.session import session_scope
-from screening.database.tables import PROPERTY_COMMENTS
+from tests.benchmarks.bench_database import block_of, empty_campaign
 from tests.benchmarks.conftest import Measure
 
-N = 200_000
+N_BLOCKS, N_BLOCK = 16, 65_536
+GAP, ENERGY = "homo_lumo_gap_min", "formation_energy_per_site"
+GAP_WINDOW = Window(property=GAP, low=1.0, high=1.2)
+QUERIES = {
+    "lowest energies": DesignQuery(host="c"),
+    "lowest energies of up to 4 defects": DesignQuery(host="c", max_defects=4),
+    "a gap, lowest energies": DesignQuery(host="c", windows=(GAP_WINDOW,)),
+    "a gap and an energy, confidence 0.8": DesignQuery(
+        host="c", windows=(GAP_WINDOW, Window(property=ENERGY, high=0.5)), confidence=0.8
+    ),
+    "a gap that is rare": DesignQuery(host="c", windows=(Window(property=GAP, low=2.9, high=3.1),)),
+    "a gap, largest first": DesignQuery(
+        host="c", windows=(Window(property=GAP, low=2.0),), sort=GAP, direction="highest"
+    ),
+    "a gap, 1000 likeliest": DesignQuery(host="c", windows=(GAP_WINDOW,), sort="probability", limit=1000),
+    "little confidence": DesignQuery(host="c", windows=(GAP_WINDOW,), confidence=0.1),
+}  # fmt: skip
 
 
-def add_owners(engine: Engine) -> None:
-    with session_scope(engine) as session:
-        for statement in (
-            "INSERT INTO hosts (name, formula, lattice, species, positions, is_layer, source) "
-            "VALUES ('X', 'X', '{1,0,0,0,1,0,0,0,1}', '{S}', '{0,0,0}', true, '')",
-            "INSERT INTO supercells (host_id, matrix, label, n_sites, n_operations) "
-            "SELECT id, '{1,0,0,0,1,0,0,0,1}', '1x1', 1, 1 FROM hosts",
-            "INSERT INTO compositions (label, defect_types, counts, n_defects) VALUES ('3*v_S', '{2048}', '{3}', 3)",
-            "INSERT INTO search_spaces (supercell_id, defect_types, min_defects, max_defects, expected) "
-            "SELECT id, '{2048}', 1, 3, 1 FROM supercells",
-            "INSERT INTO chunks (search_space_id, number, n_defects, prefix_sites, prefix_defect_types) "
-            "SELECT id, 0, 3, '{}', '{}' FROM search_spaces",
-            "INSERT INTO levels_of_theory (name, code, functional, settings, digest) VALUES ('L', '', '', '{}', '')",
-            "INSERT INTO trained_models (name, level_id, properties, settings, seed) "
-            "SELECT 'm', id, '{}', '{}', 1 FROM levels_of_theory",
-        ):
-            session.execute(text(statement))
-
-
-def bench_copies_and_a_design_query(measure: Measure, clean_engine: Engine) -> None:
-    add_owners(clean_engine)
-    rng = np.random.default_rng(1)
-    sites = np.stack([np.arange(N) // 5000, np.arange(N) // 5000 + 1, np.arange(N) % 5000 + 100], axis=1)
+@pytest.mark.parametrize("is_indexed", [True, False], ids=["indexed", "not indexed"])
+def bench_design_queries(measure: Measure, clean_engine: Engine, is_indexed: bool) -> None:
+    """Twenty rows of each, in the transaction that filled the table."""
+    n_rows = N_BLOCKS * N_BLOCK
     with session_scope(clean_engine) as session:
-        owner = {
-            name: np.full(N, session.scalar(text(f"SELECT max(id) FROM {name}s")), np.int32)
-            for name in ("search_space", "chunk", "composition")
-        }
-        candidates = {f"{name}_id": column for name, column in owner.items()} | {
-            "multiplicity": np.ones(N, np.int32), "sites": sites.astype(np.int16),
-            "defect_types": np.full((N, 3), 2048, np.int16),
-        }  # fmt: skip
-        measure("candidates by COPY", N, repeats=1, ours=lambda: copy_rows(session, "candidates", candidates))
+        campaign_id = empty_campaign(session, "c")
+        compositions = queries.composition_ids(
+            session,
+            {f"{n}*v_S": {"defect_types": [2048], "counts": [n], "n_defects": n} for n in (4, 5)},
+        )
+        rows = {(n, n): compositions[f"{4 + n % 2}*v_S"] for n in range(1024)}
+        arrangements = sorted(queries.arrangement_ids(session, rows).values())
+        rng = np.random.default_rng(1)
+        for number in range(N_BLOCKS):
+            columns = block_of(N_BLOCK, 3, campaign_id)
+            columns["id"] = number * N_BLOCK + np.arange(N_BLOCK)
+            columns["arrangement_id"] = rng.choice(arrangements, N_BLOCK).astype(np.int32)
+            columns[f"{ENERGY}_mean"] = rng.normal(1.0, 0.5, N_BLOCK).astype(np.float32)
+            columns[f"{GAP}_mean"] = rng.normal(1.5, 0.4, N_BLOCK).astype(np.float32)
+            copy_rows(session, partition_name(campaign_id), columns)
+        if is_indexed:
+            measure(
+                "indexes of a million candidates", n_rows, repeats=1, ours=lambda: index_partition(session, campaign_id)
+            )
+        session.execute(text("ANALYZE candidates, arrangements, compositions"))
     with session_scope(clean_engine) as session:
-        identifiers = np.array(session.scalars(text("SELECT id FROM candidates ORDER BY id")).all(), np.int64)
-        model, space = (session.scalar(text(f"SELECT id FROM {name}")) for name in ("trained_models", "search_spaces"))
-        predictions: dict[str, Any] = {"candidate_id": identifiers, "model_id": np.full(N, model, np.int32)}
-        for name in PROPERTY_COMMENTS:
-            predictions[f"{name}_mean"] = rng.normal(1, 0.5, N).astype(np.float32)
-            predictions[f"{name}_std"] = rng.uniform(0.01, 0.2, N).astype(np.float32)
-        measure("predictions by COPY", N, repeats=1, ours=lambda: copy_rows(session, "predictions", predictions))
-    query = DesignQuery(host="X", windows=(Window(property="homo_lumo_gap_min", low=1.0, high=1.2),))
-    with session_scope(clean_engine) as session:
-        session.execute(text("ANALYZE"))
-        statement = compile_query(query, model_id=model or 0, search_space_id=space or 0)
-        measure("design query, 20 best of 200,000", N, ours=lambda: session.execute(statement).all())
+        for name, query in QUERIES.items():
+            statement = compile_query(query, campaign_id=campaign_id)
+            how = {"indexed" if is_indexed else "not_indexed": lambda s=statement: session.execute(s).all()}
+            measure(f"design query: {name}", n_rows, repeats=3, **how)
