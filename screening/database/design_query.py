@@ -122,7 +122,7 @@ def check_property(name: str) -> None:
 
 
 def compile_query(query: DesignQuery, *, campaign_id: int) -> Select[Any]:
-    """The SELECT of a design query: one row per candidate, best first, ties by candidate."""
+    """The SELECT of a design query: one row per candidate that has what it sorts by, best first, ties by candidate."""
     probability = _rounded(_probability(query.windows))
     columns = [getattr(Candidate, f"{name}_{part}") for name in PROPERTY_COMMENTS for part in ("mean", "std")]
     statement = (
@@ -142,6 +142,8 @@ def compile_query(query: DesignQuery, *, campaign_id: int) -> Select[Any]:
     )
     if query.max_defects is not None:
         statement = statement.where(Composition.n_defects <= query.max_defects)
+    if query.sort != "probability":
+        statement = statement.where(getattr(Candidate, f"{query.sort}_mean").is_not(None))
     for window in query.windows:
         statement = statement.where(_could_hold(window, query.confidence))
     if query.windows:
@@ -167,7 +169,7 @@ def _order(query: DesignQuery, probability: ColumnElement[Any]) -> ColumnElement
     if query.sort == "probability":
         return probability.desc()
     column: ColumnElement[Any] = getattr(Candidate, f"{query.sort}_mean").expression
-    return (column.asc() if query.direction == "lowest" else column.desc()).nulls_last()
+    return column.asc() if query.direction == "lowest" else column.desc()  # as an index does, forwards or backwards
 
 
 def _could_hold(window: Window, confidence: float) -> ColumnElement[bool]:

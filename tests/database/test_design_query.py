@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import psycopg
@@ -15,7 +15,7 @@ from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from screening.database.bulk_copy import copy_rows
-from screening.database.campaigns import IDS_PER_CHUNK, add_partition, partition_name
+from screening.database.campaigns import IDS_PER_CHUNK, add_partition, index_partition, partition_name
 from screening.database.design_query import DesignQuery, Window, compile_query, sort_key, to_sql
 from screening.database.tables import PROPERTY_COMMENTS, Campaign, Candidate
 from screening.errors import InputError
@@ -158,19 +158,38 @@ def test_candidates_of_other_campaigns_are_left_out(session: Session, ids: Any, 
     assert session.execute(compile_query(QUERIES["no window"], campaign_id=other.id)).all() == []
 
 
-def test_candidates_without_the_property_come_last_and_satisfy_no_window(
+def test_candidates_without_the_property_are_not_ranked_and_satisfy_no_window(
     session: Session, ids: Any, stored: Predictions
 ) -> None:
     session.execute(
         text(f"UPDATE candidates SET {GAP}_mean = NULL, {GAP}_std = NULL WHERE id = :id"),
         {"id": int(stored.ids[0])},
     )
-    everything = rows_of(session, ids, DesignQuery(host="MoS2", sort=GAP, limit=1000))
-    assert everything[-1][0] == stored.ids[0]
-    for confidence in (0.0, 0.5):
-        query = DesignQuery(host="MoS2", windows=(Window(property=GAP, low=-99.0),), confidence=confidence, limit=1000)
-        assert stored.ids[0] not in dict(rows_of(session, ids, query))
-        assert len(rows_of(session, ids, query)) == N - 1
+    window = Window(property=GAP, low=-99.0)
+    for query in (
+        DesignQuery(host="MoS2", sort=GAP, limit=1000),
+        DesignQuery(host="MoS2", sort=GAP, direction="highest", limit=1000),
+        DesignQuery(host="MoS2", windows=(window,), confidence=0.0, limit=1000),
+        DesignQuery(host="MoS2", windows=(window,), limit=1000),
+    ):
+        found = dict(rows_of(session, ids, query))
+        assert stored.ids[0] not in found
+        assert len(found) == N - 1
+
+
+@pytest.mark.parametrize("direction", ["lowest", "highest"])
+@pytest.mark.parametrize("sort", [GAP, ENERGY])
+def test_the_first_rows_come_from_an_index_in_both_directions(
+    session: Session, ids: Any, stored: Predictions, sort: str, direction: Literal["lowest", "highest"]
+) -> None:
+    index_partition(session, ids.campaign)
+    session.execute(text("SET LOCAL enable_seqscan = off"))
+    query = DesignQuery(host="MoS2", sort=sort, direction=direction, limit=3)
+    statement = to_sql(compile_query(query, campaign_id=ids.campaign))
+    plan = "\n".join(session.scalars(text(f"EXPLAIN {statement}")))
+    suffix = "gap" if sort == GAP else "energy"
+    assert f"Index Scan{' Backward' * (direction == 'highest')} using candidates_{ids.campaign}_{suffix}" in plan
+    assert f"Presorted Key: candidates.{sort}_mean" in plan
 
 
 def test_a_finished_calculation_at_the_level_of_the_model_is_shown(
