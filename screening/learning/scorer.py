@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from screening.defects.defect_types import Configuration
 from screening.defects.host import Supercell
-from screening.errors import StructureError
+from screening.errors import CalculationError, StructureError
 from screening.learning.compiled import block_outputs, fold_network
 from screening.learning.ensemble import Ensemble
 from screening.learning.gnn import SparseDefectNetwork, Tables
@@ -43,6 +43,7 @@ def score_block(
 
     Raises:
         InputError: the model has not seen the host or one of the defect types.
+        CalculationError: a prediction is not a finite number.
     """
     n_rows, k = sites.shape
     if n_rows == 0:
@@ -59,6 +60,12 @@ def score_block(
         outputs = block_outputs(fold_network(ensemble.network, supercell, number, codes, k), supercell, sites, kinds)
     else:
         outputs = torch_outputs(ensemble, supercell, sites, kinds, where=where, dtype=torch.float16)
+    is_finite = np.isfinite(outputs).all(axis=(0, 2))
+    if not is_finite.all():
+        raise CalculationError(
+            f"{n_rows - np.count_nonzero(is_finite)} of {n_rows} predictions on {where} are not finite numbers; a "
+            "training has diverged, or half precision on a GPU is too narrow: score on a CPU, else train again"
+        )
     return ensemble.predict(outputs, offsets, np.full(n_rows, k))
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,7 @@ import torch
 from screening.defects.catalogue import catalogue_host
 from screening.defects.defect_types import Configuration
 from screening.defects.host import Supercell
-from screening.errors import InputError, StructureError
+from screening.errors import CalculationError, InputError, StructureError
 from screening.learning.dataset import LabelledRows
 from screening.learning.ensemble import Ensemble
 from screening.learning.graph import block_graphs, pair_table
@@ -100,6 +103,16 @@ def test_no_rows_are_no_predictions(ensemble: Ensemble, rows: LabelledRows) -> N
     empty = np.empty((0, 2), np.int16)
     mean, std = score_block(ensemble, rows.supercells[0], empty, empty, device="cpu")
     assert mean.shape == std.shape == (0, 3)
+
+
+@pytest.mark.parametrize("weight", [np.nan, np.inf])
+def test_predictions_that_are_no_numbers_are_an_error(ensemble: Ensemble, rows: LabelledRows, weight: float) -> None:
+    """No query would ever rank them, and a campaign that keeps its best would end without them."""
+    network = deepcopy(ensemble.network)
+    network.read_out.bias.data[1, 0, -1] = weight
+    sites, codes = block_of(rows, 2)
+    with pytest.raises(CalculationError, match=f"{len(sites)} of {len(sites)} predictions"):
+        score_block(replace(ensemble, network=network), rows.supercells[0], sites, codes, device="cpu")
 
 
 def test_the_pristine_supercell_is_refused(ensemble: Ensemble, rows: LabelledRows) -> None:
