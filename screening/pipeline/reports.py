@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from sqlalchemy import and_, case, select
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
 from screening.database.tables import (
@@ -78,7 +79,7 @@ def compared_rows(session: Session, model_id: int, properties: Sequence[str]) ->
             and_(ModelTrainingResult.result_id == CalculationResult.id, ModelTrainingResult.model_id == model_id),
         )
         .where(is_proposed | (ModelTrainingResult.role == "validation"))
-        .distinct(CalculationResult.id)  # two campaigns may hold one configuration
+        .ext(distinct_on(CalculationResult.id))  # two campaigns may hold one configuration
         .order_by(CalculationResult.id, Campaign.id)
     )
     rows = []
@@ -115,7 +116,8 @@ def plot_parity(rows: Sequence[ComparedRow], properties: Sequence[str], path: Pa
         axes.plot([min(ends), max(ends)], [min(ends), max(ends)], color="black", linewidth=0.8, zorder=1)
         axes.set_xlabel(f"calculated {PROPERTY_COMMENTS[name]}")
         axes.set_ylabel("predicted, eV")
-        axes.legend(loc="upper left", frameon=False, fontsize=9)
+        if of_property:
+            axes.legend(loc="upper left", frameon=False, fontsize=9)
         axes.set_aspect("equal", adjustable="datalim")
     figure.suptitle(title)
     figure.savefig(path, dpi=140)
