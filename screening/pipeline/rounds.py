@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from screening.database import queries, tables
-from screening.database.design_query import DesignQuery, compile_query
+from screening.database.design_query import DesignQuery, compile_query, sort_key
 from screening.database.leases import finish, lease_kept
 from screening.database.session import session_scope
 from screening.defects.defect_types import Configuration
@@ -211,7 +211,10 @@ def _check_properties(query: DesignQuery, model: tables.TrainedModel) -> None:
 def _open_candidates(
     query: DesignQuery, campaign: tables.Campaign, space: tables.SearchSpace, *, level_id: int, only_stored: bool
 ) -> Select[Any]:
-    """The SELECT of the candidates that could be proposed at a level of theory, the likeliest first."""
+    """The SELECT of the candidates that could be proposed at a level of theory, the likeliest first.
+
+    Of those that are as likely, which without a window are all, the ones that the query ranks first.
+    """
     wide = query.model_copy(update={"confidence": 0.0, "limit": POOL_ROWS, "sort": "probability"})
     same = (
         select(tables.Configuration.id)
@@ -226,6 +229,9 @@ def _open_candidates(
         tables.Calculation.level_id == level_id
     )
     statement = compile_query(wide, campaign_id=campaign.id).where(~taken.exists())
+    if query.sort != "probability":
+        likeliest = statement.selected_columns["probability"].desc()
+        statement = statement.order_by(None).order_by(likeliest, sort_key(query), tables.Candidate.id)
     return statement.where(same.exists()) if only_stored else statement
 
 
