@@ -96,6 +96,24 @@ def index_partition(session: Session, campaign_id: int) -> None:
     session.execute(select(func.index_campaign_partition(campaign_id)))
 
 
+def end_strays(session: Session, campaign_id: int) -> int:
+    """End the transactions that write into a campaign's partition, of which no chunk may run; their number.
+
+    They are of processes that hung, lost their chunks and do not know it yet; while they last nobody can make an
+    index on the partition, or drop it.
+    """
+    ended = session.execute(
+        text(
+            "SELECT count(*) FROM (SELECT DISTINCT pid FROM pg_locks WHERE relation = to_regclass(:partition) "
+            "AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
+            "AND mode = 'RowExclusiveLock' AND granted AND pid <> pg_backend_pid()) AS strays "
+            "WHERE pg_terminate_backend(pid)"
+        ),
+        {"partition": partition_name(campaign_id)},
+    )
+    return int(ended.scalar_one())
+
+
 def partition_bytes(session: Session, campaign_id: int) -> int:
     """Bytes on disk of a campaign's rows with their indexes."""
     size = func.pg_total_relation_size(func.to_regclass(partition_name(campaign_id)))

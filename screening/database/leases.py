@@ -98,6 +98,26 @@ def release_dead(session: Session, table: Unit, is_alive: Callable[[int], bool])
     return n_released
 
 
+def sign(session: Session, owner: str) -> None:
+    """Let the server know whose transaction this is, so that it can be ended when it outlives the lease."""
+    session.execute(select(func.set_config("application_name", owner, True)))
+
+
+def end_overdue(session: Session, table: Unit) -> int:
+    """End the signed transactions of holders whose leases ran out long ago; their number.
+
+    Such a process hangs, and if it does so between the end of its unit and its commit, it holds the unit's row, which
+    everybody else passes by.
+    """
+    signature = func.left(table.lease_owner, 63)  # as much as the server keeps of a name
+    overdue = select(signature).where(
+        table.state == "running", table.lease_until < func.now() - timedelta(seconds=LEASE_S)
+    )
+    activity = func.pg_stat_get_activity(None).table_valued("pid", "application_name")
+    strays = select(func.pg_terminate_backend(activity.c.pid)).where(activity.c.application_name.in_(overdue))
+    return sum(session.scalars(strays))
+
+
 def release_stopped(session: Session, table: Unit, pids: Collection[int]) -> int:
     """Open the units of processes of this host that were stopped on purpose; their number.
 

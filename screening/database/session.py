@@ -16,7 +16,7 @@ import alembic.command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -47,6 +47,14 @@ def session_scope(engine: Engine) -> Iterator[Session]:
             ) from error
         yield session
         session.commit()
+
+
+def end_when_idle(session: Session, seconds: float) -> None:
+    """Let the server roll this transaction back if its client does nothing for so long: its locks stop others."""
+    session.execute(
+        text("SELECT set_config('idle_in_transaction_session_timeout', :limit, true)"),
+        {"limit": f"{1000 * seconds:.0f}ms"},
+    )
 
 
 def address(engine: Engine) -> str:

@@ -22,7 +22,8 @@ from sqlalchemy.orm import Session
 from screening.database import campaigns as rows
 from screening.database import tables
 from screening.database.design_query import DesignQuery
-from screening.database.session import session_scope
+from screening.database.leases import LEASE_S
+from screening.database.session import end_when_idle, session_scope
 from screening.defects.enumeration import CHUNK_ROWS, plan_chunks
 from screening.errors import CountMismatchError, InputError
 from screening.pipeline.searches import check_trained_types, load_search_space
@@ -154,6 +155,7 @@ def remove(session: Session, campaign: tables.Campaign) -> None:
     _lock(session, campaign)
     if campaign.state == "running":
         raise InputError(f"campaign {campaign.name} is running; cancel it first")
+    rows.end_strays(session, campaign.id)
     rows.drop_partition(session, campaign.id)
     session.delete(campaign)
     session.flush()
@@ -191,6 +193,7 @@ def _close(session: Session, campaign_id: int) -> None:
     )
     if campaign is None or campaign_id not in rows.campaigns_over(session):
         return
+    end_when_idle(session, LEASE_S)
     chunk = tables.Chunk
     failed = select(func.count(), func.min(chunk.number)).where(
         chunk.campaign_id == campaign_id, chunk.state == "failed"
@@ -203,6 +206,7 @@ def _close(session: Session, campaign_id: int) -> None:
         return
     if campaign.storage == "best":
         campaign.cutoff = rows.trim(session, campaign)
+    rows.end_strays(session, campaign_id)
     rows.index_partition(session, campaign_id)
     campaign.state, campaign.finished_at, campaign.error = "finished", func.clock_timestamp(), None
     session.flush()

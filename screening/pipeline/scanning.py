@@ -29,8 +29,8 @@ from screening.database import campaigns as rows
 from screening.database import queries, tables
 from screening.database.bulk_copy import Column, copy_rows
 from screening.database.design_query import SMALLEST_STD, DesignQuery
-from screening.database.leases import finish, lease_kept, worker_of
-from screening.database.session import session_scope
+from screening.database.leases import LEASE_S, finish, lease_kept, sign, worker_of
+from screening.database.session import end_when_idle, session_scope
 from screening.defects.checksum import add_checksums, checksum
 from screening.defects.defect_types import Configuration, composition_label
 from screening.defects.enumeration import Block, Chunk, SearchSpace, enumerate_chunk
@@ -105,12 +105,14 @@ def scan_unit(engine: Engine, chunk_id: int, owner: str, *, device: str) -> None
         stream = _Stream(engine, scan, tally, lost)
         if scan.query is None:
             with session_scope(engine) as session:
+                sign(session, owner)
                 stream.run(partial(_store_all, session, scan.campaign_id))
                 end(session)
         else:
             best = _Best(scan.query, scan.cutoff)
             stream.run(best.add)
             with session_scope(engine) as session:
+                sign(session, owner)
                 best.store(session, scan.campaign_id)
                 end(session)
     if scan.query is not None:
@@ -384,4 +386,5 @@ def _trim(engine: Engine, campaign_id: int, *, slack: int) -> None:
             .with_for_update(key_share=True, skip_locked=True)
         )
         if campaign is not None:
+            end_when_idle(session, LEASE_S)
             campaign.cutoff = rows.trim(session, campaign, slack=slack)

@@ -121,8 +121,10 @@ def stuck(engine: Engine, table: str) -> Iterator[None]:
         yield
 
 
-def n_blocked(engine: Engine) -> int:
-    """Transactions that wait for a lock, as those do that `stuck` holds."""
+def n_blocked(engine: Engine, *, signed: bool = False) -> int:
+    """Transactions that wait for a lock, as those do that `stuck` holds; of those that store a chunk if `signed`."""
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    if signed:
+        waiting += " AND application_name LIKE '%:%:%'"
     with engine.connect() as connection:
         return int(connection.scalar(text(waiting)) or 0)
