@@ -38,7 +38,7 @@ from screening.errors import LeaseLostError
 from screening.pipeline.hosts import StoredSupercell, add_compositions
 from screening.pipeline.searches import load_search_space
 
-_SAME_PROBABILITY = 2e-6  # the database rounds probabilities to six digits before it ranks them
+_DOUBT = 1e-12  # of probabilities: the database has another erf, and rounds to six digits before it ranks
 
 Scores = dict[str, NDArray[np.float32]]  # by column: <property>_mean and <property>_std, (n,) each
 Score = Callable[[Block], Scores]
@@ -195,13 +195,12 @@ def _store_all(session: Session, campaign_id: int, block: _Kept) -> NDArray[np.b
 
 
 class _Best:
-    """The rows of a chunk that a design query ranks first, as many as it keeps of all."""
+    """The rows of a chunk that a design query ranks first, as many as it keeps of all; blocks come in order of ids."""
 
     def __init__(self, query: DesignQuery, cutoff: float | None) -> None:
         self._query = query
-        self._slack = _SAME_PROBABILITY if query.sort == "probability" else 0.0
-        self._cutoff = np.inf if cutoff is None else cutoff
-        self._kept: list[tuple[NDArray[np.float64], _Kept]] = []
+        self._below = np.inf if cutoff is None else float(np.nextafter(cutoff, np.inf))  # keys of rows to come
+        self._kept: list[tuple[NDArray[np.float64], NDArray[np.float64], _Kept]] = []  # smallest and largest keys, rows
 
     def add(self, block: _Kept) -> NDArray[np.bool_]:
         """Keep what may be among the best; (n,) whether each row satisfies the query."""
@@ -210,28 +209,35 @@ class _Best:
             return np.zeros(len(block), np.bool_)
         probability = probabilities(self._query, block.scores)
         matches = probability >= self._query.confidence if self._query.windows else np.ones(len(block), np.bool_)
-        keys = sort_keys(self._query, block.scores, probability)
-        chosen = np.flatnonzero(matches & (keys <= self._cutoff + self._slack))
+        smallest, largest = (sort_keys(self._query, block.scores, probability + x) for x in (_DOUBT, -_DOUBT))
+        chosen = np.flatnonzero(matches & (smallest < self._below))
         if len(chosen):
-            self._kept.append((keys[chosen], block[chosen]))
-        if sum(map(len, (keys for keys, _ in self._kept))) > 2 * self._query.limit:
+            self._kept.append((smallest[chosen], largest[chosen], block[chosen]))
+        if sum(len(kept) for _, _, kept in self._kept) > 2 * self._query.limit:
             self._shorten()
         return matches
 
     def store(self, session: Session, campaign_id: int) -> None:
         """Append the best rows of the chunk."""
         self._shorten()
-        for _, kept in self._kept:
+        for _, _, kept in self._kept:
             _copy(session, campaign_id, kept)
 
     def _shorten(self) -> None:
-        """Drop what has as many better rows as the query keeps; equal ones stay, the database decides."""
+        """Drop what has as many better rows as the query keeps: smaller keys, or the same and smaller ids."""
         limit = self._query.limit
-        keys = np.concatenate([keys for keys, _ in self._kept]) if self._kept else np.empty(0)
-        if len(keys) > limit:
-            self._cutoff = min(self._cutoff, float(np.partition(keys, limit - 1)[limit - 1]))
-        parts = [(k <= self._cutoff + self._slack, k, kept) for k, kept in self._kept]
-        self._kept = [(k[chosen], kept[chosen]) for chosen, k, kept in parts if chosen.any()]
+        if sum(len(kept) for _, _, kept in self._kept) <= limit:
+            return
+        largest = np.concatenate([keys for _, keys, _ in self._kept])
+        last = np.argsort(largest, kind="stable")[limit - 1]  # rows are in order of ids
+        below, last_id = largest[last], np.concatenate([kept.ids for _, _, kept in self._kept])[last]
+        self._below = min(self._below, float(below))
+        parts = []
+        for keys, largest, kept in self._kept:
+            chosen = np.flatnonzero((keys < below) | ((keys == below) & (kept.ids <= last_id)))
+            if len(chosen):
+                parts.append((keys[chosen], largest[chosen], kept[chosen]))
+        self._kept = parts
 
 
 class _Arrangements:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from screening.database import tables
 from screening.database.design_query import DesignQuery, Window, compile_query, to_sql
-from screening.pipeline import rounds
+from screening.database.session import session_scope
+from screening.pipeline import campaigns, rounds, scanning
+from screening.pipeline.campaigns import CampaignRequest
+from tests.pipeline.made_campaigns import scan_waiting
 from tests.pipeline.test_rounds import scored
+from tests.pipeline.test_scanning import BLOCK_ROWS, CHUNK_ROWS, Project, project, weights
+
+__all__ = ["project", "weights"]  # fixtures
 
 GAP = Window(property="homo_lumo_gap_min", low=1.0, high=1.2)
 
@@ -33,3 +41,30 @@ def test_the_best_is_among_the_likeliest_however_many_are_as_likely(
     mean = tables.Candidate.formation_energy_per_site_mean
     chosen = session.execute(select(mean).where(tables.Candidate.id == first.candidate_id)).scalar_one()
     assert chosen == session.execute(select(best(mean))).scalar_one()
+
+
+def test_of_equally_likely_candidates_a_chunk_stores_no_more_than_the_query_keeps(
+    project: Project,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With a wide window nearly all have probability 1.000000; stored and deleted again, they would be the disk's."""
+    stored = []
+    copy_rows = scanning.copy_rows
+
+    def counting(*arguments: Any) -> int:
+        stored.append(copy_rows(*arguments))
+        return stored[-1]
+
+    monkeypatch.setattr(scanning, "copy_rows", counting)
+    wide = Window(property="homo_lumo_gap_min", low=-50.0, high=50.0)
+    query = DesignQuery(host="MoS2", windows=(wide,), sort="probability", limit=BLOCK_ROWS // 2)
+    with session_scope(project.engine) as session:
+        campaign = campaigns.plan(
+            session, project.space_id, CampaignRequest(project.model_id, query), chunk_rows=CHUNK_ROWS
+        )
+        campaigns.start(session, campaign)
+        campaign_id = campaign.id
+        n_chunks = session.execute(select(func.count()).select_from(tables.Chunk)).scalar_one()
+        n_candidates = session.get_one(tables.SearchSpace, project.space_id).expected
+    scan_waiting(project.engine, campaign_id)
+    assert sum(stored) <= n_chunks * query.limit < n_candidates / 2
