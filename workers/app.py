@@ -6,14 +6,16 @@ visibility time-out has passed, so that a long training would be started again a
 its message with it; the lease of its unit runs out, and beat announces the unit to the next worker. A worker that
 is asked to stop (SIGTERM) gives its units back within seconds, and is not said to have died with them.
 
-Queues: `cpu` enumerates and calculates, `gpu` trains and scores. Messages are JSON and there is no result store:
-the outcome of a unit of work is in its row. The engine is created by each process on first use, and torch is
-imported by the process that runs a task, so nothing of either is shared across a fork.
+Queues: `cpu` enumerates and calculates, `gpu` trains and scores; there each process has one GPU, if there are any.
+Messages are JSON and there is no result store: the outcome of a unit of work is in its row. The engine is created by
+each process on first use, and torch is imported by the process that runs a task, so nothing of either is shared across
+a fork.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from contextlib import suppress
@@ -21,13 +23,21 @@ from functools import cached_property
 from typing import Any
 
 import psutil
+from billiard import current_process
 from celery import Celery
 from celery.beat import Scheduler
-from celery.signals import beat_init, celeryd_after_setup, import_modules, worker_shutting_down
+from celery.signals import (
+    beat_init,
+    celeryd_after_setup,
+    import_modules,
+    worker_process_init,
+    worker_shutting_down,
+)
+from kombu.transport.redis import Channel
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
 
-from screening.database.leases import release_dead, release_stopped
+from screening.database.leases import end_overdue, release_dead, release_stopped
 from screening.database.session import check_schema, make_engine, session_scope
 from screening.errors import ServiceError
 from screening.pipeline.dispatch import UNITS, announce, claimable_kinds
@@ -76,6 +86,8 @@ class Sweep(Scheduler):
         try:
             with session_scope(self.app.engine) as session:
                 for table in set(UNITS.values()):
+                    if n_ended := end_overdue(session, table):
+                        _logger.warning("%d transactions of processes that hang were ended", n_ended)
                     if n_released := release_dead(session, table, _runs):
                         _logger.warning("%d %s were held by processes that died", n_released, table.__tablename__)
                 session.flush()
@@ -88,6 +100,7 @@ class Sweep(Scheduler):
         return SWEEP_S
 
 
+Channel.do_restore = False  # messages are tokens; putting them back into a broker that is gone ends the worker
 app = WorkerApplication()
 
 
@@ -148,6 +161,16 @@ def _log_addresses(**_arguments: Any) -> None:
     database = without_password(app.addresses.database_url)
     broker = without_password(app.addresses.redis_url)
     _logger.info("database %s, broker %s, device %s", database, broker, app.settings.device)
+
+
+@worker_process_init.connect
+def _take_gpu(**_arguments: Any) -> None:
+    """See one of the GPUs that this worker was given, another one than its other processes; torch comes later."""
+    devices = [device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]
+    if devices and app.settings.device != "cpu":
+        own = devices[current_process().index % len(devices)]  # type: ignore[attr-defined]
+        os.environ["CUDA_VISIBLE_DEVICES"] = own
+        _logger.info("process %d has GPU %s", os.getpid(), own)
 
 
 def _runs(pid: int) -> bool:

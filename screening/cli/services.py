@@ -26,7 +26,8 @@ def up(
         typer.Option(
             "--workers",
             help="Processes for each queue: cpu=4,gpu=1; a worker that runs with another number is restarted, `none` "
-            "starts none. If not given, one for each queue, and workers that run are left alone.",
+            "starts none. If not given, one for cpu, and for gpu one for each GPU or else each core; workers that "
+            "run are left alone.",
         ),
     ] = None,
     as_json: AsJson = False,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import locale
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from screening.errors import AddressError, ServiceError
-from screening.services import postgresql, processes, valkey, workers
+from screening.services import machine, postgresql, processes, valkey, workers
 from screening.services.postgresql_binaries import binaries, unprivileged_account
 from screening.services.state import addresses, port_is_free, read_state, without_password
 from screening.settings import Settings
@@ -101,12 +100,8 @@ def check_disk(settings: Settings) -> Check:
 
 def check_memory(settings: Settings) -> Check:
     """Memory and cores, of the machine or of the container."""
-    memory = psutil.virtual_memory().total
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.exists() and (text := limit.read_text().strip()).isdigit():
-        memory = min(memory, int(text))
-    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    found = f"{memory / _GIB:.1f} GiB memory, {n_cores} cores"
+    memory = machine.memory_bytes()
+    found = f"{memory / _GIB:.1f} GiB memory, {machine.n_cores()} cores"
     if memory < _GOOD_MEMORY:
         return Check("memory", None, found, f"training wants {_GOOD_MEMORY / _GIB:.0f} GiB; start fewer workers")
     return Check("memory", True, found)
@@ -274,7 +269,7 @@ def _silent(name: str, found: str, is_given: bool, variable: str) -> Check:
 
 def check_gpu(settings: Settings) -> Check:
     """A GPU, if there is one, is one that torch can use."""
-    listing = _output(["nvidia-smi", "-L"]) if shutil.which("nvidia-smi") else ""
+    listing = machine.gpu_listing()
     if not listing.startswith("GPU") and settings.device != "cuda":
         return Check("gpu", True, "none; networks run on the CPU")
     if settings.device == "cpu":

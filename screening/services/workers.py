@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from screening.errors import ServiceError
-from screening.services import processes
+from screening.services import machine, processes
 from screening.services.state import Addresses, addresses, locked, log_tail, prepare_home, read_state, write_state
 from screening.settings import Settings
 
 APP = "workers.app"
 QUEUES = ("cpu", "gpu")
 _NAMES = (*(f"worker-{queue}" for queue in QUEUES), "beat")
+_MEMORY_PER_PROCESS = 2 * 2**30  # of the queue `gpu`: scanning takes up to 1.5 GB
 _START_S = 60.0  # imports from a cold disk
 _GRACE_S = 15.0  # a worker gives its units back after 3 s, and then has to reach the database
 
@@ -28,7 +29,8 @@ def start_workers(settings: Settings, *, cpu: int | None = None, gpu: int | None
     addresses of the services, are stopped and started anew; the others are left alone.
 
     Args:
-        cpu: number of processes; None leaves a worker that runs as it is, and else means one. Zero starts none.
+        cpu: number of processes; None leaves a worker that runs as it is, and else means `default_processes`. Zero
+            starts none.
         gpu: the same.
 
     Raises:
@@ -38,7 +40,7 @@ def start_workers(settings: Settings, *, cpu: int | None = None, gpu: int | None
     found = addresses(settings)
     prepare_home(home)
     with locked(home):
-        wanted = _stop_outdated(home, found, {"cpu": cpu, "gpu": gpu})
+        wanted = _stop_outdated(home, found, {"cpu": cpu, "gpu": gpu}, device=settings.device)
         started = {}
         for queue, n_processes in wanted.items():
             arguments = [
@@ -55,7 +57,20 @@ def start_workers(settings: Settings, *, cpu: int | None = None, gpu: int | None
         _wait_until_ready(home, started)
 
 
-def _stop_outdated(home: Path, found: Addresses, given: Mapping[str, int | None]) -> dict[str, int]:
+def default_processes(queue: str, device: str) -> int:
+    """How many processes serve a queue if nobody says: of `gpu` one for each GPU, without one for each core.
+
+    A calculation has threads of its own, and the scoring of a chunk on a CPU has one.
+    """
+    if queue == "cpu":
+        return 1
+    devices = [] if device == "cpu" else machine.cuda_devices()
+    if devices or device == "cuda":
+        return max(1, len(devices))
+    return max(1, min(machine.n_cores(), machine.memory_bytes() // _MEMORY_PER_PROCESS))
+
+
+def _stop_outdated(home: Path, found: Addresses, given: Mapping[str, int | None], *, device: str) -> dict[str, int]:
     """Stop all workers if they have other addresses, else those with another number of processes than given.
 
     Returns:
@@ -68,7 +83,8 @@ def _stop_outdated(home: Path, found: Addresses, given: Mapping[str, int | None]
     if state.get("workers_addresses") != digest:
         stop(home)
     wanted = {queue: n for queue, n in given.items() if n}
-    wanted |= {queue: known.get(queue, 1) if queue in running else 1 for queue, n in given.items() if n is None}
+    for queue in (queue for queue, n in given.items() if n is None):
+        wanted[queue] = known.get(queue, 1) if queue in running else default_processes(queue, device)
     changed = [queue for queue, n_processes in wanted.items() if known.get(queue) != n_processes]
     processes.stop(*(_pid_file(home, f"worker-{queue}") for queue in changed), grace_s=_GRACE_S)
     write_state(home, {**state, "workers_addresses": digest, "workers_processes": {**known, **wanted}})
@@ -110,13 +126,17 @@ def _log(home: Path, name: str) -> Path:
 def _environment(settings: Settings, found: Addresses, *, queue: str, n_processes: int) -> dict[str, str]:
     """Addresses go to workers in their environment, where `ps` does not show them.
 
-    Threads wait asleep: by default they spin, and where another process wants their core a step of training takes
-    ten times as long.
+    Calculations that run at once share the cores. Of the processes of the queue `gpu` each may have all of them: a
+    training makes use of threads and is mostly alone, the scoring of a chunk has one whatever is allowed. Threads wait
+    asleep: by default they spin, and where another process wants their core a step of training takes ten times as
+    long. The GPUs are named, and each process takes one of them (workers.app).
     """
-    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    n_threads = machine.n_cores() if queue == "gpu" else max(1, machine.n_cores() // n_processes)
+    devices = machine.cuda_devices() if queue == "gpu" and settings.device != "cpu" else []
     return {
-        "OMP_NUM_THREADS": str(max(1, n_cores // n_processes)),
+        "OMP_NUM_THREADS": str(n_threads),
         "OMP_WAIT_POLICY": "PASSIVE",
+        **({"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {}),
         **os.environ,
         "SCREENING_HOME": str(settings.home),
         "SCREENING_DATABASE_URL": found.database_url,

@@ -120,7 +120,7 @@ def test_another_number_of_processes_restarts_that_worker_only(settings: Setting
 
 
 def test_a_worker_that_runs_is_left_alone_when_none_of_its_queue_is_asked_for(settings: Settings) -> None:
-    start_workers(settings, app="small_app")
+    start_workers(settings, cpu=1, gpu=1, app="small_app")
     before = running(settings)
     start_workers(settings, cpu=0, gpu=1, app="small_app")
     assert running(settings) == before
@@ -188,4 +188,21 @@ def test_the_threads_of_a_worker_share_the_cores(settings: Settings, application
     start_workers(settings, cpu=n_cores, gpu=1, app="small_app")
     given = os.environ.get("OMP_NUM_THREADS")
     assert ask(application, "on_cpu", "cpu")["OMP_NUM_THREADS"] == (given or "1")
+    assert ask(application, "on_gpu", "gpu")["OMP_NUM_THREADS"] == (given or str(n_cores))
+
+
+def test_without_a_gpu_each_core_has_a_process_that_scores(settings: Settings) -> None:
+    n_cores = len(os.sched_getaffinity(0))
+    start_workers(settings.model_copy(update={"device": "cpu"}), app="small_app")
+    assert len(psutil.Process(running(settings)["worker-cpu"]).children()) == 1
+    n_processes = len(psutil.Process(running(settings)["worker-gpu"]).children())
+    assert n_processes == max(1, min(n_cores, psutil.virtual_memory().total // 2**31))
+
+
+def test_the_processes_of_a_queue_each_may_use_all_cores_for_a_training(
+    settings: Settings, application: Celery
+) -> None:
+    n_cores = len(os.sched_getaffinity(0))
+    start_workers(settings, cpu=0, gpu=2, app="small_app")
+    given = os.environ.get("OMP_NUM_THREADS")
     assert ask(application, "on_gpu", "gpu")["OMP_NUM_THREADS"] == (given or str(n_cores))

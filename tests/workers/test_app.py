@@ -10,10 +10,7 @@ from sqlalchemy import Engine, text
 from screening.errors import ServiceError
 from screening.services import addresses, start_workers, status
 from screening.settings import Settings
-
-
-def log(project: Settings, name: str) -> str:
-    return (project.home / "logs" / f"{name}.log").read_text()
+from tests.workers.real_workers import kill, leader, log, wait_until
 
 
 def test_workers_refuse_a_database_that_is_not_migrated(project: Settings, clean_engine: Engine) -> None:
@@ -55,6 +52,28 @@ def test_torch_is_not_loaded_by_a_worker_that_waits(project: Settings) -> None:
     assert len(processes) == 2
     for process in processes:
         assert not [m.path for m in process.memory_maps() if "libtorch" in m.path]
+
+
+def test_each_process_of_a_worker_has_a_gpu_of_its_own(project: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1a,GPU-2b,GPU-3c")
+    start_workers(project.model_copy(update={"device": "cuda"}), cpu=0, gpu=3)
+    wait_until(lambda: log(project, "worker-gpu").count("has GPU") == 3, project)
+    found = re.findall(r"process (\d+) has GPU (\S+)", log(project, "worker-gpu"))
+    assert {device for _, device in found} == {"GPU-1a", "GPU-2b", "GPU-3c"}
+    children = leader(project, "worker-gpu").children()
+    assert {int(pid) for pid, _ in found} == {child.pid for child in children}
+
+
+def test_a_process_that_is_replaced_leaves_its_gpu_to_the_next(
+    project: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1a,GPU-2b")
+    start_workers(project.model_copy(update={"device": "cuda"}), cpu=0, gpu=2)
+    kill([leader(project, "worker-gpu").children()[0]])
+    wait_until(lambda: log(project, "worker-gpu").count("has GPU") == 3, project)
+    of_process = dict(re.findall(r"process (\d+) has GPU (\S+)", log(project, "worker-gpu")))
+    alive = {of_process[str(child.pid)] for child in leader(project, "worker-gpu").children()}
+    assert alive == {"GPU-1a", "GPU-2b"}
 
 
 def test_without_services_a_worker_says_what_to_do(tmp_path: Path) -> None:
