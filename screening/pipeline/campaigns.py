@@ -179,8 +179,11 @@ def close_over(engine: Engine) -> None:
         except IntegrityError as error:
             reason = " ".join(str(error.orig).splitlines()[:1])
             with session_scope(engine) as session:
-                campaign = session.get_one(tables.Campaign, campaign_id, with_for_update={"key_share": True})
-                campaign.state, campaign.error = "incomplete", reason
+                still = select(tables.Campaign).where(
+                    tables.Campaign.id == campaign_id, tables.Campaign.state == "running"
+                )
+                if (campaign := session.scalar(still.with_for_update(key_share=True))) is not None:
+                    campaign.state, campaign.error = "incomplete", reason
             raise CountMismatchError(f"{reason}; do not use it, report it") from error
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from screening.database import tables
 from screening.database.design_query import DesignQuery, Window, compile_query, to_sql
 from screening.database.session import session_scope
+from screening.errors import CountMismatchError
 from screening.pipeline import campaigns, rounds, scanning
 from screening.pipeline.campaigns import CampaignRequest
 from tests.pipeline.made_campaigns import scan_waiting
@@ -68,3 +69,32 @@ def test_of_equally_likely_candidates_a_chunk_stores_no_more_than_the_query_keep
         n_candidates = session.get_one(tables.SearchSpace, project.space_id).expected
     scan_waiting(project.engine, campaign_id)
     assert sum(stored) <= n_chunks * query.limit < n_candidates / 2
+
+
+def test_the_end_of_a_campaign_that_was_cancelled_meanwhile_is_not_written(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its counts are wrong, and between the refusal and the note of it somebody cancels it."""
+    with session_scope(project.engine) as session:
+        request = CampaignRequest(project.model_id, DesignQuery(host="MoS2", limit=5))
+        campaign = campaigns.plan(session, project.space_id, request, chunk_rows=10**6)
+        campaigns.start(session, campaign)
+        campaign_id = campaign.id
+    scan_waiting(project.engine, campaign_id)
+    with session_scope(project.engine) as session:
+        session.execute(update(tables.ChunkCount).values(n_candidates=tables.ChunkCount.n_candidates + 1))
+    close = campaigns._close
+
+    def closing(session: Session, campaign_id: int) -> None:
+        try:
+            close(session, campaign_id)
+        finally:
+            session.rollback()
+            with session_scope(project.engine) as other:
+                campaigns.cancel(other, other.get_one(tables.Campaign, campaign_id))
+
+    monkeypatch.setattr(campaigns, "_close", closing)
+    with pytest.raises(CountMismatchError, match="is not complete"):
+        campaigns.close_over(project.engine)
+    with session_scope(project.engine) as session:
+        assert session.get_one(tables.Campaign, campaign_id).state == "cancelled"
