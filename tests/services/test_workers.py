@@ -197,12 +197,3 @@ def test_without_a_gpu_each_core_has_a_process_that_scores(settings: Settings) -
     assert len(psutil.Process(running(settings)["worker-cpu"]).children()) == 1
     n_processes = len(psutil.Process(running(settings)["worker-gpu"]).children())
     assert n_processes == max(1, min(n_cores, psutil.virtual_memory().total // 2**31))
-
-
-def test_the_processes_of_a_queue_each_may_use_all_cores_for_a_training(
-    settings: Settings, application: Celery
-) -> None:
-    n_cores = len(os.sched_getaffinity(0))
-    start_workers(settings, cpu=0, gpu=2, app="small_app")
-    given = os.environ.get("OMP_NUM_THREADS")
-    assert ask(application, "on_gpu", "gpu")["OMP_NUM_THREADS"] == (given or str(n_cores))
