@@ -9,12 +9,15 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
+from psycopg.errors import LockNotAvailable
 from sqlalchemy import CursorResult, Float, bindparam, cast, delete, exists, func, select, text, tuple_, update
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from screening.database.design_query import DesignQuery, sort_key
 from screening.database.tables import Campaign, Candidate, Chunk
 
+_LONGEST_LOCK_MS = 500  # that everybody may have to wait for a partition to be dropped
 IDS_PER_CHUNK = 10**7  # ids of candidates of a chunk begin at its number times this
 
 
@@ -86,9 +89,41 @@ def add_partition(session: Session, campaign_id: int) -> None:
     session.execute(select(func.add_campaign_partition(campaign_id)))
 
 
+def empty_partition(session: Session, campaign_id: int) -> None:
+    """Delete all rows of a campaign and give their disk back; no other campaign has to wait."""
+    session.execute(text(f"TRUNCATE {partition_name(campaign_id)}"))
+
+
 def drop_partition(session: Session, campaign_id: int) -> None:
-    """Drop the partition of a campaign with all that is in it."""
+    """Drop the partition of a campaign; all of `candidates` is locked for it."""
     session.execute(select(func.drop_campaign_partition(campaign_id)))
+
+
+def drop_orphans(session: Session) -> int:
+    """Drop the partitions whose campaigns are deleted, as far as that needs no waiting; their number.
+
+    To drop a partition locks all of `candidates`, so that one that is written would be waited for by everybody.
+    """
+    orphans = session.scalars(
+        text(
+            "SELECT campaign_id FROM ("
+            "SELECT substring(inhrelid::regclass::text FROM '[0-9]+$')::integer AS campaign_id FROM pg_inherits "
+            "WHERE inhparent = 'candidates'::regclass) AS partitions "
+            "WHERE campaign_id NOT IN (SELECT id FROM campaigns) ORDER BY campaign_id"
+        )
+    ).all()
+    n_dropped = 0
+    for campaign_id in orphans:
+        try:
+            with session.begin_nested():
+                session.execute(text(f"SET LOCAL lock_timeout = '{_LONGEST_LOCK_MS}ms'"))
+                drop_partition(session, campaign_id)
+            n_dropped += 1
+        except OperationalError as error:
+            if not isinstance(error.orig, LockNotAvailable):
+                raise
+            break
+    return n_dropped
 
 
 def index_partition(session: Session, campaign_id: int) -> None:
@@ -155,10 +190,11 @@ def move_chunks(session: Session, campaign_id: int, states: Collection[str], sta
     return result.rowcount
 
 
-def campaigns_over(session: Session) -> list[int]:
-    """Running campaigns of which no chunk waits or runs."""
+def campaigns_over(session: Session) -> dict[int, bool]:
+    """Running campaigns of which no chunk waits or runs, and whether a model scores them."""
     open_chunk = exists().where(Chunk.campaign_id == Campaign.id, Chunk.state.in_(("waiting", "running")))
-    return list(session.scalars(select(Campaign.id).where(Campaign.state == "running", ~open_chunk)))
+    found = select(Campaign.id, Campaign.model_id.is_not(None)).where(Campaign.state == "running", ~open_chunk)
+    return dict(session.execute(found.order_by(Campaign.id)).all())
 
 
 def trim(session: Session, campaign: Campaign, *, slack: int = 0) -> float | None:

@@ -87,6 +87,14 @@ class DesignQuery(BaseModel):
     limit: int = Field(default=20, ge=1, le=1_000_000)
 
     @model_validator(mode="after")
+    def _has_one_window_for_a_property(self) -> DesignQuery:
+        names = [window.property for window in self.windows]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"there are several windows on {', '.join(twice)}; give one for each, as low:high")
+        return self
+
+    @model_validator(mode="after")
     def _sorts_by_a_property(self) -> DesignQuery:
         if self.sort != "probability":
             check_property(self.sort)

@@ -4,7 +4,7 @@ A unit of work is a row of a `Leased` table. A worker claims the oldest open one
 keeps the lease alive from a thread while it works, and ends the unit in the transaction that writes its
 results. A lease that runs out (the worker died, or hung) opens the unit to the next worker; if the first one
 wakes up again, its end of the unit finds another owner and its transaction is rolled back. After
-`MAX_ATTEMPTS` a unit is set aside as failed, until `reopen_failed` opens it again. An owner's name holds its
+`MAX_ATTEMPTS` a unit is set aside as failed, until somebody opens it again. An owner's name holds its
 host and process, so that a unit of a process that died on this host need not wait for the lease to run out.
 A worker that is stopped on purpose gives its units back, and the attempt does not count.
 """
@@ -131,17 +131,6 @@ def release_stopped(session: Session, table: Unit, pids: Collection[int]) -> int
                 session, table, unit_id, owner, attempts=func.greatest(table.attempts - 1, 0), **values
             )  # fmt: skip
     return n_released
-
-
-def reopen_failed(session: Session, table: Unit, *conditions: ColumnElement[bool]) -> int:
-    """Open the failed units of a table that fulfil the conditions to new attempts; their number."""
-    result = session.execute(
-        update(table)
-        .where(table.state == "failed", *conditions)
-        .values(state="waiting", attempts=0, error=None, started_at=None, finished_at=None)
-    )
-    assert isinstance(result, CursorResult)
-    return result.rowcount
 
 
 @contextmanager

@@ -87,10 +87,10 @@ def plan(
         ):
             raise InputError(f"a campaign is called {request.name!r} already; choose another name with --name")
         return plan(session, search_space_id, request, chunk_rows=chunk_rows)  # another caller has added it since
-    rows.add_partition(session, added.id)
     _add_chunks(session, added, chunk_rows)
     _add_bins(session, added)
     session.flush()
+    rows.add_partition(session, added.id)  # last: until the end of the transaction it keeps others from doing so
     return added
 
 
@@ -121,7 +121,7 @@ def resume(session: Session, campaign: tables.Campaign) -> None:
 
 
 def pause(session: Session, campaign: tables.Campaign) -> None:
-    """Hand out no more chunks; those that run come to their end.
+    """Hand out no more chunks; those that run come to their end, in as many attempts as that takes.
 
     Raises:
         InputError: it does not run.
@@ -149,6 +149,9 @@ def cancel(session: Session, campaign: tables.Campaign) -> None:
 def remove(session: Session, campaign: tables.Campaign) -> None:
     """Delete a campaign with all its rows; rankings keep what they found.
 
+    Its partition is emptied at once. To drop it takes a moment in which nobody writes into the partition of any
+    campaign; if there is none now, that is done when another campaign is deleted.
+
     Raises:
         InputError: it runs.
     """
@@ -156,9 +159,10 @@ def remove(session: Session, campaign: tables.Campaign) -> None:
     if campaign.state == "running":
         raise InputError(f"campaign {campaign.name} is running; cancel it first")
     rows.end_strays(session, campaign.id)
-    rows.drop_partition(session, campaign.id)
+    rows.empty_partition(session, campaign.id)
     session.delete(campaign)
     session.flush()
+    rows.drop_orphans(session)
 
 
 def close_over(engine: Engine) -> None:
@@ -224,15 +228,28 @@ def _check_request(session: Session, search_space_id: int, request: CampaignRequ
     if model.state != "finished":
         raise InputError(f"model {model.name} is {model.state}; wait until it is trained before it scores")
     check_trained_types(session, model, search_space_id)
-    missing = sorted((request.query.properties if request.query else set()) - set(model.properties))
+    if request.query is not None:
+        _check_query(session, search_space_id, request.query, model)
+
+
+def _check_query(session: Session, search_space_id: int, query: DesignQuery, model: tables.TrainedModel) -> None:
+    missing = sorted(query.properties - set(model.properties))
     if missing:
         raise InputError(
             f"model {model.name} does not predict {', '.join(missing)}; it predicts {', '.join(model.properties)}"
         )
+    space = session.get_one(tables.SearchSpace, search_space_id)
+    supercell = session.get_one(tables.Supercell, space.supercell_id)
+    host = session.get_one(tables.Host, supercell.host_id)
+    if query.host != host.name or query.supercell not in (None, supercell.label):
+        raise InputError(
+            f"the query is about {query.host} {query.supercell or ''}, the search space about {host.name} "
+            f"{supercell.label}; ask for what is scanned"
+        )
 
 
 def _find_same(session: Session, search_space_id: int, request: CampaignRequest) -> tables.Campaign | None:
-    """A campaign with this search space and model that keeps all, or of this name with this query."""
+    """The campaign of this search space and model that keeps all, or the newest, of this name, with this query."""
     campaign = tables.Campaign
     model = campaign.model_id.is_not_distinct_from(request.model_id)
     statement = select(campaign).where(campaign.search_space_id == search_space_id, model)

@@ -138,6 +138,12 @@ def _check_campaign(
         raise InputError(f"campaign {campaign.name} has no model, so it has nothing to rank; choose another one")
     if model_name is not None and session.get_one(tables.TrainedModel, campaign.model_id).name != model_name:
         raise InputError(f"campaign {campaign.name} was not scored by model {model_name}; leave --model out")
+    sizes = [sum(space.composition)] if space.composition else range(space.min_defects, space.max_defects + 1)
+    if query.max_defects is not None and query.max_defects not in sizes:
+        raise InputError(
+            f"campaign {campaign.name} is about {describe_space(space)}, the query asks for up to {query.max_defects} "
+            "defects; leave --max-defects out, or choose another campaign"
+        )
     if campaign.state != "finished":
         raise InputError(f"campaign {campaign.name} is {campaign.state}; it can be ranked when it is finished")
     if campaign.storage == "all":

@@ -50,9 +50,8 @@ def task_name(kind: Kind) -> str:
 def claimable_kinds(session: Session) -> list[Kind]:
     """The kinds of which a unit waits, or has lost its worker, or a campaign waits for its end."""
     kinds = [kind for kind, table in UNITS.items() if has_claimable(session, table, *CONDITIONS[kind])]
-    if "enumerate" not in kinds and campaigns.campaigns_over(session):
-        kinds.append("enumerate")
-    return kinds
+    over: set[Kind] = {"score" if scores else "enumerate" for scores in campaigns.campaigns_over(session).values()}
+    return [kind for kind in UNITS if kind in over.union(kinds)]
 
 
 def announce(redis_url: str, *kinds: Kind) -> None:

@@ -130,7 +130,7 @@ def bench_a_claim_among_many_chunks(measure: Measure, clean_engine: Engine, n_wa
     def ask() -> None:
         with session_scope(clean_engine) as session:
             for _ in range(20):
-                assert rows.campaigns_over(session) == []
+                assert not rows.campaigns_over(session)
 
     what = f"{n_waiting} chunks wait, {n_done} are done"
     measure(what, 20, claim=claim, is_a_campaign_over=ask)

@@ -432,4 +432,4 @@ def test_a_running_campaign_is_over_when_no_chunk_waits_or_runs(
     session: Session, at_work: Any, change: str, is_over: bool
 ) -> None:
     run(session, change, at_work)
-    assert campaigns_over(session) == ([at_work.campaign] if is_over else [])
+    assert list(campaigns_over(session)) == ([at_work.campaign] if is_over else [])

@@ -92,8 +92,8 @@ QUERIES = {
     "two windows": DesignQuery(
         host="MoS2", windows=(Window(property=GAP, low=0.85, high=2.05), Window(property=ENERGY, high=1.83)), limit=1000
     ),
-    "the same property twice": DesignQuery(
-        host="MoS2", windows=(Window(property=GAP, low=0.85), Window(property=GAP, high=1.75)), limit=1000
+    "open above, and open below": DesignQuery(
+        host="MoS2", windows=(Window(property=GAP, low=0.85), Window(property=ENERGY, high=1.75)), limit=1000
     ),
     "little confidence": DesignQuery(
         host="MoS2", windows=(Window(property=GAP, low=1.0, high=1.23),), confidence=0.05, limit=1000
@@ -246,6 +246,12 @@ def test_an_unknown_property_is_an_input_error_that_names_those_there_are() -> N
         with pytest.raises(InputError, match="no property is called 'band_gap'") as caught:
             make()
         assert all(name in str(caught.value) for name in PROPERTY_COMMENTS)
+
+
+def test_two_windows_on_one_property_are_refused() -> None:
+    # they are not independent: together they are one window
+    with pytest.raises(ValidationError, match="several windows on homo_lumo_gap_min; give one for each, as low:high"):
+        DesignQuery(host="MoS2", windows=(Window(property=GAP, low=1.0), Window(property=GAP, high=2.0)))
 
 
 @pytest.mark.parametrize("wrong", [{"limit": 0}, {"confidence": 1.0}, {"max_defects": 0}, {"unknown": 1}])

@@ -27,7 +27,6 @@ from screening.database.leases import (
     record,
     release_dead,
     release_stopped,
-    reopen_failed,
     worker_of,
 )
 from screening.database.session import make_engine, migrate, session_scope
@@ -201,21 +200,10 @@ def test_a_unit_that_is_given_back_waits_with_its_error_until_the_last_attempt(
     assert claim_next(session, Chunk, "me") == chunks[1]
 
 
-def test_a_failed_unit_is_not_claimed_until_it_is_reopened(session: Session, chunks: list[int]) -> None:
+def test_a_failed_unit_is_not_claimed(session: Session, chunks: list[int]) -> None:
     claim_next(session, Chunk, "me")
     fail(session, Chunk, chunks[0], "me", error="why")
     assert claim_next(session, Chunk, "me") == chunks[1]
-    assert reopen_failed(session, Chunk) == 1
-    assert claim_next(session, Chunk, "me") == chunks[0]
-    assert session.get_one(Chunk, chunks[0], populate_existing=True).attempts == 1
-
-
-def test_failed_units_are_reopened_by_condition(session: Session, chunks: list[int]) -> None:
-    for chunk in chunks[:2]:
-        claim_next(session, Chunk, "me")
-        fail(session, Chunk, chunk, "me", error="why")
-    assert reopen_failed(session, Chunk, Chunk.number == 1) == 1
-    assert session.scalars(select(Chunk.state).order_by(Chunk.id)).all() == ["failed", "waiting", "waiting"]
 
 
 def test_only_units_that_fulfil_the_conditions_are_claimed(session: Session, ids: Any, chunks: list[int]) -> None:

@@ -77,6 +77,16 @@ def test_a_campaign_that_keeps_all_is_planned_once(session: Session, model: tabl
         plan(session, space_id, CampaignRequest(model.id, name="other"))
 
 
+@pytest.mark.parametrize(
+    "query", [BEST.model_copy(update={"host": "WSe2"}), BEST.model_copy(update={"supercell": "9x9"})]
+)
+def test_a_query_about_something_else_is_refused(
+    session: Session, model: tables.TrainedModel, space_id: int, query: DesignQuery
+) -> None:
+    with pytest.raises(InputError, match=rf"the query is about {query.host} .*, the search space about MoS2 4x4"):
+        plan(session, space_id, CampaignRequest(model.id, query))
+
+
 def test_the_best_of_another_query_are_another_campaign(
     session: Session, model: tables.TrainedModel, space_id: int
 ) -> None:
@@ -478,3 +488,30 @@ def test_a_ranking_outlives_its_campaign(clean_engine: Engine, weights: bytes) -
             (row["candidate"], row["sites"], row["multiplicity"]) for row in table.rows
         ]
         assert len(kept) == BEST.limit
+
+
+def test_a_campaign_is_deleted_while_another_one_is_written(clean_engine: Engine) -> None:
+    with session_scope(clean_engine) as session:
+        done = plan(session, add_space(session)[1], STORED_ONLY)
+        start(session, done)
+        done_id = done.id
+    scan_waiting(clean_engine, done_id)
+    with session_scope(clean_engine) as session:
+        other_id = plan(session, add_space(session, 1)[1], STORED_ONLY).id
+    with session_scope(clean_engine) as writer:  # as a worker inside a chunk
+        writer.execute(
+            text(
+                f"INSERT INTO {partition_name(other_id)} (id, campaign_id, arrangement_id, multiplicity, sites) "
+                f"VALUES (1, {other_id}, 1, 1, '{{1}}')"
+            )
+        )
+        writer.execute(text("LOCK TABLE candidates IN ACCESS SHARE MODE"))
+        with session_scope(clean_engine) as session:
+            remove(session, session.get_one(tables.Campaign, done_id))
+        with session_scope(clean_engine) as session:
+            assert session.scalar(text(f"SELECT count(*) FROM {partition_name(done_id)}")) == 0
+            assert session.get(tables.Campaign, done_id) is None
+    with session_scope(clean_engine) as session:
+        remove(session, session.get_one(tables.Campaign, other_id))
+        partitions = inspect(session.connection()).get_table_names()
+    assert not {partition_name(done_id), partition_name(other_id)} & set(partitions)

@@ -112,10 +112,20 @@ def test_a_unit_whose_lease_has_run_out_is_claimable(session: Session, chunk: ta
     assert claimable_kinds(session) == ["enumerate"]
 
 
-def test_a_campaign_that_waits_for_its_end_is_work(session: Session, chunk: tables.Chunk) -> None:
+def test_a_campaign_that_waits_for_its_end_is_work_for_who_worked_on_it(session: Session, chunk: tables.Chunk) -> None:
     chunk.state, chunk.error = "failed", "the disk is full"
     session.flush()
     assert claimable_kinds(session) == ["enumerate"]
+    level = tables.LevelOfTheory(name="a", code="a", functional="a", settings={}, digest="a")
+    session.add(level)
+    session.flush()
+    model = tables.TrainedModel(
+        name="m", level_id=level.id, properties=[], settings={}, seed=0, state="finished", weights=b""
+    )
+    session.add(model)
+    session.flush()
+    session.execute(update(tables.Campaign).values(model_id=model.id))
+    assert claimable_kinds(session) == ["score"]
     session.execute(update(tables.Campaign).values(state="incomplete", error="1 chunks failed"))
     assert claimable_kinds(session) == []
 
