@@ -121,10 +121,18 @@ def stuck(engine: Engine, table: str) -> Iterator[None]:
         yield
 
 
-def n_blocked(engine: Engine, *, signed: bool = False) -> int:
-    """Transactions that wait for a lock, as those do that `stuck` holds; of those that store a chunk if `signed`."""
+def n_blocked(engine: Engine) -> int:
+    """Transactions that wait for a lock, as those do that `stuck` holds."""
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    if signed:
-        waiting += " AND application_name LIKE '%:%:%'"
+    with engine.connect() as connection:
+        return int(connection.scalar(text(waiting)) or 0)
+
+
+def n_ending(engine: Engine) -> int:
+    """Transactions that store a chunk and wait for the table of chunks, to write that they are ready."""
+    waiting = (
+        "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE datname = current_database() "
+        "AND NOT granted AND relation = 'chunks'::regclass AND application_name LIKE '%:%:%'"
+    )
     with engine.connect() as connection:
         return int(connection.scalar(text(waiting)) or 0)

@@ -26,6 +26,7 @@ from tests.workers.real_workers import (
     leader,
     log,
     n_blocked,
+    n_ending,
     progress,
     stuck,
     wait_until,
@@ -126,7 +127,7 @@ def test_a_process_that_hangs_while_it_ends_a_chunk_does_not_keep_it(
     with planned_engine.connect() as connection:
         with inside_a_chunk(planned_engine, breakable, "all", processes=2):
             connection.execute(text("LOCK TABLE chunks IN SHARE MODE"))
-        wait_until(lambda: n_blocked(planned_engine, signed=True) == 2, breakable)  # they write that they are ready
+        wait_until(lambda: n_ending(planned_engine) == 2, breakable)
         (pid, chunk_id), _ = sorted(holders(planned_engine).items())
         sleeper = psutil.Process(pid)
         sleeper.suspend()

@@ -114,6 +114,7 @@ def test_a_database_stopped_inside_a_chunk_without_a_checkpoint_and_started_agai
         check_same(planned_engine, breakable, name, undisturbed[name])
 
 
+@pytest.mark.skipif(shutil.which("prlimit") is None, reason="prlimit of util-linux limits the files of a server")
 def test_a_full_disk_stops_one_campaign_which_is_resumed_when_there_is_room(
     own_servers: Settings, breakable: Settings, planned_engine: Engine
 ) -> None:
