@@ -496,6 +496,7 @@ def test_a_campaign_is_deleted_while_another_one_is_written(clean_engine: Engine
         start(session, done)
         done_id = done.id
     scan_waiting(clean_engine, done_id)
+    close_over(clean_engine)
     with session_scope(clean_engine) as session:
         other_id = plan(session, add_space(session, 1)[1], STORED_ONLY).id
     with session_scope(clean_engine) as writer:  # as a worker inside a chunk
@@ -505,7 +506,6 @@ def test_a_campaign_is_deleted_while_another_one_is_written(clean_engine: Engine
                 f"VALUES (1, {other_id}, 1, 1, '{{1}}')"
             )
         )
-        writer.execute(text("LOCK TABLE candidates IN ACCESS SHARE MODE"))
         with session_scope(clean_engine) as session:
             remove(session, session.get_one(tables.Campaign, done_id))
         with session_scope(clean_engine) as session:
