@@ -24,7 +24,7 @@ from screening.learning.references import ENERGY, ENERGY_PER_SITE, output_labels
 _LEARNING_RATE = 0.05
 _MOST_TREES = 1000
 _PATIENCE = 40  # trees without a gain on the validation rows
-_LEAVES = 8  # small trees: the subsets of high density have 320 rows
+_LEAVES = 8  # small trees: the subsets of high density have 300 rows
 _FEWEST_ROWS_IN_LEAF = 5
 
 

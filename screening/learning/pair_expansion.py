@@ -3,10 +3,10 @@
 The formation energy of a configuration is written as the sum of its defects' energies and of an interaction of each
 pair, `E = sum_c n_c e_c + sum_p n_p w_p`, a cluster expansion cut off after pairs (Sanchez et al., Physica A 128, 334
 (1984)). It is fitted per defect, both sides divided by the number of defects, so that errors of the energy per site
-count whatever the density: fitted as totals the mean error over the subsets of 2DMD is a tenth larger. Products of
+count whatever the density: fitted as totals the mean error over the subsets of 2DMD is a seventh larger. Products of
 the types' shares, an interaction at any distance, join in where they lower the error clearly: in h-BN, whose defects
-are donors and acceptors, by a quarter. Other properties are no sums: they are fitted to the same columns per defect,
-better than to plain numbers, and to the composition to second order.
+are donors and acceptors, by a quarter. Other properties are no sums: they are fitted to the same columns per defect
+(better than to plain numbers by up to 4 %) and to the composition to second order.
 
 Ridge regression with a penalty on the pairs that grows with a power of their distance: far pairs interact less.
 Columns, power and strength are those with the least mean square error of leave-one-out predictions of the training
