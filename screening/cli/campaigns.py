@@ -145,6 +145,8 @@ def plan_stored(
         else:
             n_properties = len(session.get_one(TrainedModel, request.model_id).properties)
             queue, seconds = "gpu", costs.scoring_seconds(session, total)
+            if seconds is None:
+                seconds = costs.timed_scoring_seconds(session, request.model_id, space, symmetry, total)
         n_kept = total if request.query is None else min(total, request.query.limit)
         return {
             **describe_campaign(session, campaign),

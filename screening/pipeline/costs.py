@@ -24,6 +24,8 @@ PROPERTY_BYTES = 8  # mean and standard deviation
 INDEX_BYTES = 42  # of the two indexes over predictions
 
 TIMED_S = 0.3
+LARGE_CHUNK = 5_000  # candidates
+SCORED_ROWS = 8_192  # by which a scoring is timed
 
 
 def disk_bytes(n_candidates: int, *, n_properties: int = len(tables.PROPERTY_COMMENTS)) -> int:
@@ -51,9 +53,13 @@ def enumeration_seconds(space: SearchSpace, symmetry: Symmetry, n_candidates: in
 
 
 def scoring_seconds(session: Session, n_candidates: int) -> float | None:
-    """Seconds that one worker needs to score candidates, from the last model that has scored; None if none has."""
+    """Seconds that one worker needs to scan candidates, from the chunks of the last model that has scored large ones.
+
+    Returns:
+        None if none has; small chunks spend their time on loading the model.
+    """
     chunk, campaign = tables.Chunk, tables.Campaign
-    done = (chunk.state == "finished", chunk.scores, chunk.n_candidates > 0)
+    done = (chunk.state == "finished", chunk.scores, chunk.n_candidates >= LARGE_CHUNK)
     newest = select(func.max(campaign.model_id)).join(chunk, chunk.campaign_id == campaign.id).where(*done)
     n_scored, seconds = session.execute(
         select(func.sum(chunk.n_candidates), func.sum(chunk.worked_s))
@@ -63,3 +69,22 @@ def scoring_seconds(session: Session, n_candidates: int) -> float | None:
     if not n_scored or not seconds:
         return None
     return n_candidates * float(seconds) / int(n_scored)
+
+
+def timed_scoring_seconds(
+    session: Session, model_id: int, space: SearchSpace, symmetry: Symmetry, n_candidates: int
+) -> float:
+    """Seconds that one process needs to score candidates, by the scoring of some here and now; storing comes on top."""
+    from screening.learning.artifacts import ensemble_from_bytes
+    from screening.learning.scorer import score_block
+
+    model = session.get_one(tables.TrainedModel, model_id)
+    assert model.weights is not None
+    ensemble = ensemble_from_bytes(model.weights)
+    largest = replace(space, min_defects=space.sizes[-1])
+    first = plan_chunks(largest, symmetry)[0]
+    block = next(enumerate_chunk(largest, symmetry, first, block_rows=SCORED_ROWS))
+    score_block(ensemble, space.supercell, block.sites[:1], block.defect_types[:1])  # compiled, or loaded
+    started = time.perf_counter()
+    score_block(ensemble, space.supercell, block.sites, block.defect_types)
+    return n_candidates * (time.perf_counter() - started) / len(block)

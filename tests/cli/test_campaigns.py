@@ -137,7 +137,8 @@ def test_a_plan_says_the_cost_and_nothing_begins(
     assert planned["candidates"] == sum(N_CANDIDATES.values())
     assert planned["search_space"] == "1 to 3 of v_S, Se_S, v_Mo, W_Mo"
     assert 1003 * 50 < planned["disk_bytes"] < 1003 * 300
-    assert (planned["seconds"], planned["workers"]) == (None, 0)  # nothing has been scored, and no worker runs here
+    assert planned["seconds"] > 0.0  # nothing has been scored: the model was timed here
+    assert planned["workers"] == 0
     assert work(clean_engine) == 0
     assert n_messages(clean_services, "gpu") == 0
 

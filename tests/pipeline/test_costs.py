@@ -17,6 +17,7 @@ from screening.defects.limits import Limits
 from screening.defects.symmetry import find_symmetry
 from screening.pipeline import costs, searches
 from screening.pipeline.hosts import add_supercell
+from tests.pipeline.made_campaigns import add_trained, train_small
 
 TYPES = parse_defect_types("v_S,Se_S,v_Mo,W_Mo")
 
@@ -122,6 +123,22 @@ def scored_chunk(session: Session, model_name: str, n_candidates: int, seconds: 
 
 def test_the_time_of_a_scoring_is_that_of_the_last_model(session: Session) -> None:
     assert costs.scoring_seconds(session, 1000) is None
-    scored_chunk(session, "old", 100, 50.0)
-    scored_chunk(session, "new", 200, 4.0)
-    assert costs.scoring_seconds(session, 1000) == pytest.approx(20.0)
+    scored_chunk(session, "old", 10_000, 50.0)
+    scored_chunk(session, "new", 20_000, 40.0)
+    scored_chunk(session, "newest", 100, 5.0)  # the time of a small chunk is that of loading the model
+    assert costs.scoring_seconds(session, 1000) == pytest.approx(2.0)
+
+
+def test_a_model_that_has_scored_nothing_is_timed_on_candidates_of_the_largest_size(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    types = parse_defect_types("v_S,Se_S,v_Mo")
+    stored = add_supercell(session, Supercell.parse(catalogue_host("MoS2"), "4x4"))
+    model = add_trained(session, stored, train_small(), types)
+    space = SearchSpace(stored.supercell, types, 2)
+    pairs = SearchSpace(stored.supercell, types, 2, min_defects=2)
+    n_of_two = sum(len(block) for block in enumerate_space(pairs, stored.symmetry))
+    ticks = iter(range(100))
+    monkeypatch.setattr(costs.time, "perf_counter", lambda: float(next(ticks)))  # the scoring takes a second
+    found = costs.timed_scoring_seconds(session, model.id, space, stored.symmetry, 10_000)
+    assert found == pytest.approx(10_000 / n_of_two)
