@@ -299,12 +299,12 @@ def storage_advice(found: Mapping[str, Any], free: float) -> str | None:
     )
 
 
-def _time(seconds: float | None, n_workers: int, queue: str) -> str:
+def _time(seconds: float, n_workers: int, queue: str) -> str:
     """Time of one worker process, and of those that run here."""
-    one = "not known before something has been scored" if seconds is None else f"{duration(seconds)} by one worker"
+    one = f"{duration(seconds)} by one worker"
     if n_workers == 0:
         return f"{one}; none runs here, `screening up --workers {queue}=2` starts two"
-    if seconds is None or n_workers == 1:
+    if n_workers == 1:
         return one
     return f"{one}, {duration(seconds / n_workers)} by the {n_workers} that run here"
 

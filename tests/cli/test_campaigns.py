@@ -145,7 +145,7 @@ def test_a_plan_says_the_cost_and_nothing_begins(
     printed = screening("campaign", "plan", *SPACE, "--max-defects", "3")
     assert "campaign MoS2-4x4-3-small (planned): 1 to 3 of v_S, Se_S, v_Mo, W_Mo in MoS2 4x4" in printed.output
     assert "every candidate with its predictions" in printed.output
-    assert "not known before something has been scored; none runs here" in printed.output
+    assert "by one worker; none runs here, `screening up --workers gpu=2` starts two" in printed.output
     assert printed.output.rstrip().endswith("start it with `screening campaign start MoS2-4x4-3-small`")
     assert len(screening("campaign", "list", "--json").found["campaigns"]) == 1
 
