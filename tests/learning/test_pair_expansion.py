@@ -12,6 +12,7 @@ from screening.defects.catalogue import catalogue_host
 from screening.defects.defect_types import Configuration
 from screening.defects.host import Supercell
 from screening.errors import FileFormatError, InputError, StructureError
+from screening.learning import pair_expansion
 from screening.learning.artifacts import pack
 from screening.learning.dataset import LabelledRows
 from screening.learning.pair_expansion import (
@@ -97,6 +98,45 @@ def test_the_strength_with_the_smallest_left_out_error_is_taken() -> None:
     x, y = rng.normal(size=(12, 20)), rng.normal(size=(12, 1))
     each = [float(fit_ridge(x, y, np.array([s]))[0][0]) for s in (1e-3, 1.0, 1e3)]
     assert float(fit_ridge(x, y, np.array([1e-3, 1.0, 1e3]))[0][0]) == pytest.approx(min(each))
+
+
+def test_standard_deviations_of_an_interpolating_fit_are_not_those_of_its_own_rows(rows: LabelledRows) -> None:
+    few = first_rows(rows, 80, 1)
+    fitted = fit_pair_expansion(few)
+    new = labelled_rows(600, seed=9)
+    own_errors = fitted.predict_configurations(rows.supercells[0], few.configurations)[0] - few.labels
+    new_errors = fitted.predict_configurations(rows.supercells[0], new.configurations)[0] - new.labels
+    own, ahead = (float(np.sqrt((e[:, 1] ** 2).mean())) for e in (own_errors[:80], new_errors[new.n_defects == 3]))
+    assert own < 0.1 * ahead
+    assert 0.5 * ahead < fitted.sigma[-1, 0] < 2.0 * ahead
+
+
+def test_products_of_shares_enter_where_energies_depend_on_them_and_only_there(rows: LabelledRows) -> None:
+    n_types, n_products = 3, 6
+    products = slice(n_types, n_types + n_products)
+    shares = np.array([[c.defect_types.count(code) for code in (V_S, SE_S)] for c in rows.configurations])
+    shares = shares / rows.n_defects[:, None]
+    bent = rows.labels.copy()
+    bent[:, 1] += 4.0 * shares[:, 0] * shares[:, 1]
+    bent[:, 0] = bent[:, 1] * rows.n_defects
+    assert not fit_pair_expansion(rows).weights[products, 0].any()
+    fitted = fit_pair_expansion(replace(rows, labels=bent))
+    assert fitted.weights[products, 0].any()
+
+
+def test_a_penalty_that_grows_with_distance_lowers_the_error_where_interactions_decay(
+    rows: LabelledRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = first_rows(rows, 60, 1)
+    new = labelled_rows(600, seed=9)
+
+    def error() -> float:
+        mean, _ = fit_pair_expansion(few).predict_configurations(rows.supercells[0], new.configurations)
+        return float(np.abs(mean - new.labels)[:, 1].mean())
+
+    growing = error()
+    monkeypatch.setattr(pair_expansion, "_GROWTHS", (0.0,))
+    assert growing < 0.97 * error()
 
 
 def test_validation_rows_do_not_move_the_weights(rows: LabelledRows, expansion: PairExpansion) -> None:
