@@ -109,11 +109,13 @@ def test_up_with_another_number_of_processes_restarts_and_says_what_it_leaves_al
         return len(psutil.Process(next(row.pid for row in status(settings_of(home)) if row.name == name)).children())
 
     assert screening("up", "--json", home=home).returncode == 0
-    assert (n_processes("worker-cpu"), n_processes("worker-gpu")) == (1, 1)
+    n_scoring = n_processes("worker-gpu")  # by the GPUs or cores of this machine
+    assert n_processes("worker-cpu") == 1
+    assert n_scoring >= 1
     again = screening("up", "--workers", "cpu=2", "--json", home=home)
     assert again.returncode == 0
     assert "worker-gpu runs already and is left alone" in again.stderr
-    assert (n_processes("worker-cpu"), n_processes("worker-gpu")) == (2, 1)
+    assert (n_processes("worker-cpu"), n_processes("worker-gpu")) == (2, n_scoring)
     before = status(settings_of(home))
     assert screening("up", "--json", home=home).stderr == ""
     assert status(settings_of(home)) == before
