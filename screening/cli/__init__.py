@@ -1,7 +1,7 @@
 """The command `screening`.
 
-Each module holds the commands of one part: `services`, `hosts`, `searches`, `campaigns`, `models`, `designs`,
-`calculations`, `loop` (the demos).
+Each module holds the commands of one part: `services`, `hosts`, `searches`, `campaigns`, `models`, `predictions`,
+`designs`, `calculations`, `loop` (the demos).
 A command opens its transactions, hands work to the workers and waits for it. Everything heavy is imported by the
 command that needs it, so that `screening --help` answers at once.
 """
@@ -20,6 +20,7 @@ import screening.cli.designs as designs
 import screening.cli.hosts as hosts
 import screening.cli.loop as loop
 import screening.cli.models as models
+import screening.cli.predictions as predictions
 import screening.cli.searches as searches
 import screening.cli.services as services
 from screening import __version__
@@ -35,7 +36,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (services, hosts, searches, campaigns, models, designs, calculations, loop):
+for module in (services, hosts, searches, campaigns, models, predictions, designs, calculations, loop):
     module.add_commands(app)
 
 
