@@ -1,8 +1,8 @@
 """Files out of tar and zip archives, in memory, one after another, without trusting the archive.
 
-Nothing is extracted to disk. A member with an absolute path or one that leaves its folder, a link, a device, or
-more bytes than the limits allow is refused, and with it the archive. A truncated file is an error that says how
-far it could be read, never a shorter archive.
+Nothing is extracted to disk but by `unpacked`. A member with an absolute path or one that leaves its folder, a link,
+a device, or more bytes than the limits allow is refused, and with it the archive. A truncated file is an error that
+says how far it could be read, never a shorter archive.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from stat import S_ISLNK
+from tempfile import TemporaryDirectory
 from typing import IO, cast
 
 from screening.errors import FileFormatError, UnsafeArchiveError
@@ -64,6 +66,23 @@ def archive_members(source: Path | IO[bytes], *, limits: ArchiveLimits = DEFAULT
             yield from _members(stream, source.name, limits)
     else:
         yield from _members(source, Path(str(getattr(source, "name", "archive"))).name, limits)
+
+
+@contextmanager
+def unpacked(path: Path) -> Iterator[Path]:
+    """A folder with the files of an archive, called as the archive without its ending, for the length of the block.
+
+    Raises:
+        UnsafeArchiveError, FileFormatError: as `archive_members` says.
+    """
+    with TemporaryDirectory(prefix="screening-") as scratch:
+        root = Path(scratch, path.stem)
+        root.mkdir()
+        for member, content in archive_members(path):
+            target = root / PurePosixPath(member)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+        yield root
 
 
 class _Metered(io.BufferedIOBase):

@@ -7,7 +7,7 @@ zip of one, with a folder per subset. Of each subset are read
   wrong where one species can sit on two sublattices (114 of 500 in h-BN), so defects come from the structures;
 * ``elements.csv`` (chemical potentials) and ``initial_structures.csv`` (energies of pristine supercells);
 * ``defects.csv.gz`` (total energies) and ``targets.csv.gz`` (properties made from them), also without ``.gz``;
-* ``split.csv``, where there is one: which rows are for training and which for validation;
+* ``split.csv``, where there is one: which rows are for training, which for validation and which for a test;
 * ``initial.tar.gz``: an unrelaxed CIF for each ``_id``, also for those that have no row of results.
 
 Spin sets have levels of two channels, the others the same numbers twice; `homo` is the higher of the two channels'
@@ -24,12 +24,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
 
 from screening.defects.catalogue import catalogue_host, host_names
 from screening.defects.defect_types import Configuration
 from screening.defects.host import Host, Supercell
-from screening.dft.archives import archive_members
+from screening.dft.archives import archive_members, unpacked
 from screening.dft.csv_tables import number, number_of_file, read_table, rows_by
 from screening.dft.results import LevelOfTheory, formation_energy
 from screening.dft.structures import read_host
@@ -46,6 +45,7 @@ SUBSETS = (
     "high_density_defects/hBN_spin_500",
 )
 LEVEL = LevelOfTheory("2DMD PBE", "VASP", "PBE", {"reference": "doi:10.1038/s41699-023-00369-1"})
+SPLITS = ("train", "validation", "test")
 AGREEMENT = 1e-6  # eV; the files' energies have 8 decimals
 
 _HOST_NAMES = {"BN": "h-BN", "P": "BP"}  # the catalogue's names for the formulas of the files
@@ -79,7 +79,7 @@ class ResultRow:
     Attributes:
         energy: total energy of the supercell, eV.
         numbers: the other numbers of the row by their columns in ``targets.csv``.
-        split: train, validation, or None where the release does not say.
+        split: one of `SPLITS`, or None where the release does not say.
     """
 
     name: str
@@ -202,18 +202,48 @@ def open_release(path: Path) -> Iterator[list[SubsetFolder]]:
         UnsafeArchiveError: the zip has a path, a link or a size that is not allowed.
     """
     if path.is_dir():
-        yield _find_subsets(path, str(path))
+        yield find_subsets(path, str(path))
         return
     if not path.is_file():
         raise FileFormatError(f"there is no {path}; expected the folder or the zip of a release of 2DMD")
-    with TemporaryDirectory(prefix="screening-2dmd-") as scratch:
-        root = Path(scratch, path.stem)  # a zip of one subset is called by its own name
-        root.mkdir()
-        for member, content in archive_members(path):
-            target = root / PurePosixPath(member)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
-        yield _find_subsets(root, str(path))
+    with unpacked(path) as root:  # a zip of one subset is called by its own name
+        yield find_subsets(root, str(path))
+
+
+def is_release(root: Path) -> bool:
+    """Whether a folder is a subset or holds one."""
+    return bool(_marked_folders(root))
+
+
+def find_subsets(root: Path, shown: str) -> list[SubsetFolder]:
+    """The subsets in a folder, in the order of `SUBSETS`.
+
+    Args:
+        shown: the folder as the user would write it.
+
+    Raises:
+        FileFormatError: nothing there looks like a subset, or two are called the same.
+    """
+    found = _marked_folders(root)
+    if not found:
+        raise FileFormatError(
+            f"{shown} holds no subset of 2DMD; expected folders such as {SUBSETS[0]} with targets.csv.gz, "
+            "defects.csv.gz and initial.tar.gz"
+        )
+    places = []
+    for folder in found:
+        absolute = folder.resolve()
+        inside = absolute.parent.name in {name.partition("/")[0] for name in SUBSETS}
+        name = f"{absolute.parent.name}/{absolute.name}" if inside else absolute.name
+        relative = folder.relative_to(root)
+        places.append(SubsetFolder(name, folder, str(Path(shown) / relative)))
+    twice = [name for name, count in Counter(place.name for place in places).items() if count > 1]
+    if twice:
+        raise FileFormatError(
+            f"{shown} holds more than one subset called {twice[0]}; expected one: give its own folder"
+        )
+    order = {name: i for i, name in enumerate(SUBSETS)}
+    return sorted(places, key=lambda place: (order.get(place.name, len(SUBSETS)), place.name))
 
 
 def choose_subsets(found: Sequence[SubsetFolder], names: Sequence[str]) -> list[SubsetFolder]:
@@ -272,7 +302,7 @@ def _read_subset(place: SubsetFolder) -> Subset:
     )
 
 
-def _find_subsets(root: Path, shown: str) -> list[SubsetFolder]:
+def _marked_folders(root: Path) -> list[Path]:
     """The folders below a root (or the root itself) that hold a table of results or structures."""
     folders = [root]
     found = []
@@ -280,25 +310,7 @@ def _find_subsets(root: Path, shown: str) -> list[SubsetFolder]:
         marked = [f for f in folders if any((f / m).is_file() or (f / f"{m}.gz").is_file() for m in _MARKS)]
         found += marked
         folders = [d for f in folders if f not in marked for d in sorted(f.iterdir()) if d.is_dir()]
-    if not found:
-        raise FileFormatError(
-            f"{shown} holds no subset of 2DMD; expected folders such as {SUBSETS[0]} with targets.csv.gz, "
-            "defects.csv.gz and initial.tar.gz"
-        )
-    places = []
-    for folder in found:
-        absolute = folder.resolve()
-        inside = absolute.parent.name in {name.partition("/")[0] for name in SUBSETS}
-        name = f"{absolute.parent.name}/{absolute.name}" if inside else absolute.name
-        relative = folder.relative_to(root)
-        places.append(SubsetFolder(name, folder, str(Path(shown) / relative)))
-    twice = [name for name, count in Counter(place.name for place in places).items() if count > 1]
-    if twice:
-        raise FileFormatError(
-            f"{shown} holds more than one subset called {twice[0]}; expected one: give its own folder"
-        )
-    order = {name: i for i, name in enumerate(SUBSETS)}
-    return sorted(places, key=lambda place: (order.get(place.name, len(SUBSETS)), place.name))
+    return found
 
 
 def _read_rows(place: SubsetFolder, defects: Path, targets: Path) -> tuple[dict[str, ResultRow], dict[str, str]]:
@@ -335,14 +347,15 @@ def _check_once(name: str, tables: Mapping[str, Mapping[str, Sequence[object]]])
 
 
 def _read_splits(path: Path) -> dict[str, str]:
-    """Train or validation by ``_id``; empty without a file, as in the public release."""
+    """One of `SPLITS` by ``_id``; empty without a file, as in the public release."""
     if not path.is_file():
         return {}
     splits = {}
     for row in read_table(path, ("_id", "split")):
-        if row["split"] not in ("train", "validation"):
-            raise FileFormatError(f"{path.name} has the split {row['split']!r}; expected train or validation")
-        splits[row["_id"] or ""] = row["split"]
+        split = row["split"]
+        if split not in SPLITS:
+            raise FileFormatError(f"{path.name} has the split {split!r}; expected {', '.join(SPLITS)}")
+        splits[row["_id"] or ""] = split
     return splits
 
 

@@ -58,7 +58,7 @@ class SubsetReport:
         known: results that were there already, and second calculations of a configuration that has one.
         refused: rows, or structures without a row, that cannot be used.
         uncalculated: structures without a row of results, kept as configurations not yet calculated.
-        held_back: results left out on purpose; their configurations are kept without results.
+        held_back: results left out on purpose, those for a test among them; their configurations are kept without results.
         ended: of the uncalculated, proposed calculations that are set aside as failed, since no result will come.
         seconds: from opening the subset's first file to the end of its transaction.
         refusals: (``_id``, reason) of the refused.
@@ -87,7 +87,9 @@ class _Selection:
     seed: int
 
     def holds_back(self, row: ResultRow) -> bool:
-        """Whether a row belongs to the share that is held back: by its name, and never a validation row."""
+        """Whether a row is held back: every test row, and of the others but validation rows a share, by their names."""
+        if row.split == "test" or self.proposed_only:
+            return row.split == "test"
         digest = hashlib.sha256(f"{self.seed}:{row.name}".encode()).digest()
         return row.split != "validation" and int.from_bytes(digest[:8]) < self.hold_back * 2.0**64
 
@@ -269,10 +271,9 @@ def _sort_rows(
                 results[name] = subset.properties(row, match.configuration)
         except InputError as error:
             ledger.refuse(name, str(error))
-    if not selection.proposed_only:
-        for name in [name for name in results if selection.holds_back(subset.rows[name])]:
-            ledger.outcomes[name] = "held_back"
-            del results[name]
+    for name in [name for name in results if selection.holds_back(subset.rows[name])]:
+        ledger.outcomes[name] = "held_back"
+        del results[name]
     return ledger, results
 
 

@@ -20,7 +20,7 @@ from screening.database import queries, tables
 from screening.database.session import session_scope
 from screening.defects.catalogue import catalogue_host, host_names
 from screening.defects.defect_types import Configuration, DefectType
-from screening.defects.host import Host
+from screening.defects.host import Host, Supercell
 from screening.defects.matching import Matcher, Structure, find_supercell
 from screening.dft.result_files import FoundResult, find_result_files, kind_of, read_extxyz, read_result_table
 from screening.dft.results import CalculationResult, LevelOfTheory
@@ -152,7 +152,7 @@ class _Places:
         if identifier not in self.stored:
             self._keep(load_supercell(self._session, identifier))
         stored = self.stored[identifier]
-        _check_numbering(found.configuration, stored)
+        check_numbering(found.configuration, stored.supercell)
         return stored, found.configuration
 
     def _keep(self, stored: StoredSupercell) -> int:
@@ -263,14 +263,18 @@ def _add_given_potentials(session: Session, level_id: int, options: _Options) ->
     queries.add_chemical_potentials(session, level_id, rows)
 
 
-def _check_numbering(configuration: Configuration, stored: StoredSupercell) -> None:
-    """Make sure that every defect sits on a site of the species that it removes."""
+def check_numbering(configuration: Configuration, supercell: Supercell) -> None:
+    """Make sure that every defect sits on a site of the species that it removes.
+
+    Raises:
+        InputError: one does not.
+    """
     for site, code in zip(configuration.sites, configuration.defect_types, strict=True):
         defect_type = DefectType.from_code(code)
-        if not 0 <= site < stored.supercell.n_sites or stored.supercell.species[site] != defect_type.removed:
+        if not 0 <= site < supercell.n_sites or supercell.species[site] != defect_type.removed:
             raise InputError(
-                f"{defect_type.name} is on site {site}; {stored.supercell.label} {stored.supercell.host.name} has "
-                f"{defect_type.removed} on the sites {stored.supercell.allowed(defect_type).tolist()}"
+                f"{defect_type.name} is on site {site}; {supercell.label} {supercell.host.name} has "
+                f"{defect_type.removed} on the sites {supercell.allowed(defect_type).tolist()}"
             )
 
 

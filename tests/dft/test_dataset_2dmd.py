@@ -160,9 +160,14 @@ def test_a_host_that_the_catalogue_lacks_is_read_from_the_unit_cell(folder: Path
     assert (supercell.host.name, supercell.host.formula, supercell.label) == ("NbS2", "NbS2", "4x4")
 
 
-def test_a_split_other_than_train_or_validation_is_refused(folder: Path) -> None:
+def test_rows_may_be_for_a_test(folder: Path) -> None:
     write_table(folder / "split.csv", [{"_id": "row-v_S", "split": "test"}])
-    with pytest.raises(FileFormatError, match=r"split 'test'"):
+    assert read(folder).rows["row-v_S"].split == "test"
+
+
+def test_an_unknown_split_is_refused(folder: Path) -> None:
+    write_table(folder / "split.csv", [{"_id": "row-v_S", "split": "tset"}])
+    with pytest.raises(FileFormatError, match=r"split 'tset'; expected train, validation, test"):
         read(folder)
 
 

@@ -418,6 +418,15 @@ def test_only_the_named_subset_is_imported(clean_engine: Engine, tmp_path: Path)
         import_2dmd(clean_engine, tmp_path, subsets=["MoTe2"])
 
 
+@pytest.mark.parametrize("proposed_only", [False, True])
+def test_test_rows_are_configurations_without_results(clean_engine: Engine, folder: Path, proposed_only: bool) -> None:
+    write_table(folder / "split.csv", [{"_id": "row-v_S", "split": "test"}])
+    first = import_one(clean_engine, folder)
+    assert counts(first) == {"new": N_RESULTS - 1, "held_back": 1, "uncalculated": 1}
+    import_one(clean_engine, folder, proposed_only=proposed_only)
+    assert "row-v_S" not in results(clean_engine)
+
+
 def test_held_back_rows_are_configurations_without_results_and_never_of_validation(
     clean_engine: Engine, folder: Path
 ) -> None:
