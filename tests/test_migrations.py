@@ -144,6 +144,57 @@ def run_script(engine: Engine, script: str) -> None:
             connection.exec_driver_sql(statement)
 
 
+MODELS_0003 = (
+    SEARCH_SPACE
+    + """;
+    INSERT INTO levels_of_theory (name, code, functional, settings, digest) VALUES ('PBE', 'V', 'PBE', '{}', 'd');
+    INSERT INTO trained_models (name, level_id, properties, settings, seed, state, weights, finished_at, parent_id)
+        VALUES ('first', 1, '{homo}', '{}', 1, 'finished', 'w', '2026-11-01', NULL),
+        ('second', 1, '{homo}', '{}', 1, 'finished', 'w', '2026-11-02', 1),
+        ('running', 1, '{homo}', '{}', 1, 'waiting', NULL, NULL, 1),
+        ('waiting', 1, '{homo}', '{}', 1, 'waiting', NULL, NULL, 1);
+    INSERT INTO compositions (label, defect_types, counts, n_defects) VALUES ('v_S', '{2048}', '{1}', 1);
+    INSERT INTO configurations (supercell_id, composition_id, n_defects, sites, defect_types, multiplicity)
+        VALUES (1, 1, 1, '{1}', '{2048}', 2);
+    INSERT INTO calculations (configuration_id, level_id, state) VALUES (1, 1, 'finished');
+    INSERT INTO calculation_results (calculation_id, dataset, row_name, energy) VALUES (1, 'a', '1', -1.0);
+    INSERT INTO model_training_results (model_id, result_id, role) VALUES (1, 1, 'train')"""
+)
+
+
+def test_models_of_0003_are_lines_of_their_own_after_the_upgrade(empty_engine: Engine) -> None:
+    migrate_to(empty_engine, "0003")
+    run_script(empty_engine, MODELS_0003)
+    migrate(empty_engine)
+    with empty_engine.connect() as connection:
+        models = connection.execute(
+            text(
+                "SELECT trained_models.name, model_lines.name, version, hosts, datasets FROM trained_models "
+                "JOIN model_lines ON model_lines.id = line_id ORDER BY trained_models.id"
+            )
+        ).all()
+        assert [tuple(row) for row in models] == [
+            ("first", "first", 1, ["MoS2"], []), ("second", "second", 1, [], []), ("running", "running", 1, [], []),
+            ("waiting", "waiting", 1, [], []),
+        ]  # fmt: skip
+        production = "SELECT line, model, promoted_at::date::text FROM models_in_production ORDER BY model_id"
+        assert [tuple(row) for row in connection.execute(text(production))] == [
+            ("first", "first", "2026-11-01"), ("second", "second", "2026-11-02"),
+        ]  # fmt: skip
+
+
+def test_a_downgrade_to_0003_gives_the_schema_of_0003_and_keeps_the_models(empty_engine: Engine) -> None:
+    migrate_to(empty_engine, "0003")
+    before = {name: catalogue(empty_engine, name) for name in _CATALOGUES | _PROGRAMS}
+    run_script(empty_engine, MODELS_0003)
+    migrate(empty_engine)
+    migrate_to(empty_engine, "0003")
+    assert {name: catalogue(empty_engine, name) for name in _CATALOGUES | _PROGRAMS} == before
+    with empty_engine.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM trained_models")) == 4
+        assert connection.scalar(text("SELECT count(*) FROM model_training_results")) == 1
+
+
 def test_rankings_of_0002_keep_what_they_found_though_candidates_are_dropped(empty_engine: Engine) -> None:
     migrate_to(empty_engine, "0002")
     run_script(empty_engine, FILLED_0002)

@@ -1,6 +1,6 @@
 """Campaigns in the database: their partitions, the states of their chunks, the best rows, and how far they are.
 
-The functions and views that this calls are made by migration 0003. Nothing here commits.
+The functions and views that this calls are made by migrations 0003 and 0004. Nothing here commits.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ class CampaignProgress:
         candidates_matching: of the finished chunks, those that satisfy the query; None without one.
         per_second: candidates, of the workers that work on it now; None if nobody does.
         error: why it is incomplete, or of the first chunk that failed.
+        production: name of the model that is in production of the line of its model; None without a model.
+        is_stale: whether that is another one than the model that scores it.
     """
 
     campaign_id: int
@@ -53,6 +55,8 @@ class CampaignProgress:
     started_at: datetime | None
     finished_at: datetime | None
     error: str | None
+    production: str | None
+    is_stale: bool
 
     @property
     def is_over(self) -> bool:

@@ -1,5 +1,5 @@
 """Every table, in the order of the data flow: hosts, levels of theory, configurations, search spaces, models,
-campaigns, candidates with their predictions, rankings, rounds, calculations, results.
+campaigns, candidates with their predictions, rankings, rounds, calculations, results, and what is made of them.
 
 Units: eV, angstrom, Bohr magneton. Rows are the truth: a unit of work (a chunk, a training, a calculation) is a
 row with a state and a lease, and its results are committed together with its state.
@@ -23,7 +23,9 @@ from sqlalchemy import (
     Computed,
     DateTime,
     Double,
+    FetchedValue,
     ForeignKey,
+    ForeignKeyConstraint,
     Identity,
     Index,
     Integer,
@@ -300,11 +302,54 @@ class SearchSpaceCount(Table):
     expected: Mapped[int] = mapped_column(BigInteger, comment="number of candidates by Burnside's lemma")
 
 
+class ModelLine(Table):
+    """A model that lives on in versions: what it learns from, and when it learns again by itself."""
+
+    __tablename__ = "model_lines"
+    __table_args__ = (
+        UniqueConstraint("id", "level_id"),
+        CheckConstraint("after_results > 0", name="after_results"),
+        CheckConstraint("after_hours > 0 AND after_hours < 'Infinity'", name="after_hours"),
+        {"comment": "models that live on in versions: what they learn from, and when they learn again"},
+    )
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    level_id: Mapped[int] = mapped_column(ForeignKey("levels_of_theory.id"))
+    hosts: Mapped[list[str]] = mapped_column(
+        server_default="{}", comment="names of the hosts whose results it learns from; empty: all"
+    )
+    datasets: Mapped[list[str]] = mapped_column(
+        server_default="{}", comment="names of the data sets that it learns from; empty: all"
+    )
+    after_results: Mapped[int | None] = mapped_column(comment="retrain by itself after so many new results")
+    after_hours: Mapped[float | None] = mapped_column(
+        comment="retrain by itself when new results have waited so long, hours"
+    )
+    when_drifting: Mapped[bool] = mapped_column(
+        server_default="false", comment="retrain by itself when new results are outside the intervals too often"
+    )
+    rescore: Mapped[bool] = mapped_column(
+        server_default="false", comment="start campaigns again with each version that a retraining promotes"
+    )
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
 class TrainedModel(Leased, Table):
-    """An ensemble of networks: how it is trained, how far it is, and its weights."""
+    """An ensemble of networks: how it is trained, how far it is, and its weights.
+
+    Written without a line it founds one of its name; the first finished version of a line goes into production
+    (triggers of migration 0004). Two versions of a line are never trained at once.
+    """
 
     __tablename__ = "trained_models"
     __table_args__ = (
+        UniqueConstraint("line_id", "version"),
+        UniqueConstraint("line_id", "id"),
+        ForeignKeyConstraint(["line_id", "level_id"], ["model_lines.id", "model_lines.level_id"]),
+        Index(
+            "uq_trained_models_open", "line_id", unique=True, postgresql_where=text("state IN ('waiting', 'running')")
+        ),
         CheckConstraint("(state = 'finished') = (weights IS NOT NULL)", name="finished_has_weights"),
         CheckConstraint("state <> 'finished' OR checkpoint IS NULL", name="finished_drops_checkpoint"),
         *_lease_rules("trained_models"),
@@ -313,6 +358,8 @@ class TrainedModel(Leased, Table):
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
     name: Mapped[str] = mapped_column(unique=True)
+    line_id: Mapped[int] = mapped_column(server_default=FetchedValue())
+    version: Mapped[int] = mapped_column(server_default=FetchedValue(), comment="number in its line, from 1 on")
     parent_id: Mapped[int | None] = mapped_column(ForeignKey("trained_models.id"), comment="retrained from")
     level_id: Mapped[int] = mapped_column(ForeignKey("levels_of_theory.id"))
     properties: Mapped[list[str]]
@@ -327,6 +374,9 @@ class TrainedModel(Leased, Table):
         Computed("encode(sha256(weights), 'hex')", persisted=True), comment="of the weights"
     )
     training_time_s: Mapped[float | None] = mapped_column(comment="seconds")
+    snapshot_sha256: Mapped[str | None] = mapped_column(
+        comment="digest of the results, roles and labels that it learnt from"
+    )
 
 
 class ModelMetric(Table):
@@ -341,6 +391,66 @@ class ModelMetric(Table):
     n_rows: Mapped[int]
     mae: Mapped[float] = mapped_column(comment="mean absolute error, eV or Bohr magneton")
     rmse: Mapped[float] = mapped_column(comment="root mean square error, eV or Bohr magneton")
+
+
+class Promotion(Table):
+    """A version went into production of its line, which it is until the next promotion."""
+
+    __tablename__ = "promotions"
+    __table_args__ = (
+        ForeignKeyConstraint(["line_id", "model_id"], ["trained_models.line_id", "trained_models.id"]),
+        ForeignKeyConstraint(["line_id", "replaced_id"], ["trained_models.line_id", "trained_models.id"]),
+        CheckConstraint("replaced_id <> model_id", name="replaced"),
+        Index("ix_promotions_line_id_id", "line_id", "id"),
+        {"comment": "which version of a line went into production and when; the last one is there; never overwritten"},
+    )
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    line_id: Mapped[int]
+    model_id: Mapped[int] = mapped_column(comment="the version that is in production from then on")
+    replaced_id: Mapped[int | None] = mapped_column(comment="the version that was in production before")
+    reason: Mapped[str] = mapped_column(comment="with the errors that were measured")
+    promoted_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
+
+
+class ModelComparison(Table):
+    """A retrained version against the version in production, on rows that neither has learnt from."""
+
+    __tablename__ = "model_comparisons"
+    __table_args__ = (
+        CheckConstraint("num_nulls(ratio, ratio_low, ratio_high) IN (0, 3)", name="ratio"),
+        {"comment": "retrained versions against the version in production, on the same rows"},
+    )
+
+    challenger_id: Mapped[int] = mapped_column(
+        ForeignKey("trained_models.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    )
+    champion_id: Mapped[int] = mapped_column(
+        ForeignKey("trained_models.id"), comment="in production when the challenger was ready"
+    )
+    n_rows: Mapped[int] = mapped_column(comment="rows that neither of them has learnt from")
+    ratio: Mapped[float | None] = mapped_column(comment="errors of the challenger over those of the champion")
+    ratio_low: Mapped[float | None] = mapped_column(comment="lower end of its 95 % interval")
+    ratio_high: Mapped[float | None] = mapped_column(comment="upper end of its 95 % interval")
+    is_promoted: Mapped[bool]
+    reason: Mapped[str] = mapped_column(comment="why it is promoted, or is not")
+    compared_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
+
+
+class ModelComparisonError(Table):
+    """Errors of a comparison, of a property in a data set."""
+
+    __tablename__ = "model_comparison_errors"
+    __table_args__ = ({"comment": "errors of challenger and champion on rows that neither of them has learnt from"},)
+
+    challenger_id: Mapped[int] = mapped_column(
+        ForeignKey("model_comparisons.challenger_id", ondelete="CASCADE"), primary_key=True
+    )
+    dataset: Mapped[str] = mapped_column(primary_key=True)
+    property: Mapped[str] = mapped_column(primary_key=True)
+    n_rows: Mapped[int]
+    champion_mae: Mapped[float] = mapped_column(comment="mean absolute error of the champion, eV or Bohr magneton")
+    challenger_mae: Mapped[float] = mapped_column(comment="mean absolute error of the challenger, eV or Bohr magneton")
 
 
 class Campaign(Table):
@@ -647,3 +757,42 @@ class ModelTrainingResult(Table):
     model_id: Mapped[int] = mapped_column(ForeignKey("trained_models.id", ondelete="CASCADE"), primary_key=True)
     result_id: Mapped[int] = mapped_column(ForeignKey("calculation_results.id"), primary_key=True, index=True)
     role: Mapped[str]
+
+
+class ResultPrediction(Table):
+    """What a version in production said of a result before its line learnt from it."""
+
+    __tablename__ = "result_predictions"
+    __table_args__ = ({"comment": "what a version in production said of results before its line learnt from them"},)
+
+    model_id: Mapped[int] = mapped_column(ForeignKey("trained_models.id", ondelete="CASCADE"), primary_key=True)
+    result_id: Mapped[int] = mapped_column(
+        ForeignKey("calculation_results.id", ondelete="CASCADE"), primary_key=True, index=True
+    )
+    property: Mapped[str] = mapped_column(primary_key=True)
+    mean: Mapped[float] = mapped_column(comment="predicted, eV or Bohr magneton")
+    std: Mapped[float] = mapped_column(comment="standard deviation, eV or Bohr magneton")
+    half_width: Mapped[float] = mapped_column(comment="half of the 95 % interval, eV or Bohr magneton")
+
+
+class QuarantinedResult(Table):
+    """A result that no model learns from or is judged by, until a person releases it."""
+
+    __tablename__ = "quarantined_results"
+    __table_args__ = (
+        CheckConstraint("state IN ('open', 'released', 'rejected')", name="state"),
+        CheckConstraint("(state = 'open') = (decided_at IS NULL)", name="decided_at"),
+        {"comment": "results that no model learns from or is judged by, until a person releases them"},
+    )
+
+    result_id: Mapped[int] = mapped_column(
+        ForeignKey("calculation_results.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    )
+    model_id: Mapped[int | None] = mapped_column(
+        ForeignKey("trained_models.id"), comment="whose predictions it contradicts; null: a person put it aside"
+    )
+    state: Mapped[str] = mapped_column(server_default="open", comment="open, released or rejected")
+    batch: Mapped[str | None] = mapped_column(comment="the results that are put aside together; null for one alone")
+    reason: Mapped[str] = mapped_column(comment="what is wrong with it, with numbers")
+    put_aside_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    decided_at: Mapped[datetime | None] = mapped_column(comment="when a person released or rejected it")

@@ -7,11 +7,12 @@ import re
 from typing import Any
 
 import pytest
-from sqlalchemy import CheckConstraint, text
+from sqlalchemy import CheckConstraint, select, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from screening.database import tables
 from screening.database.tables import PROPERTY_COMMENTS, Calculation, Candidate, Table
 
 _DIALECT = postgresql.dialect()
@@ -41,6 +42,11 @@ ROWS: dict[str, dict[str, Any]] = {
     "chunk_histograms": {"chunk_id": "chunk", "property": "homo", "counts": "{0,3,1}"},
     "candidates": {"id": 5, "campaign_id": "campaign", "arrangement_id": "one", "multiplicity": 128, "sites": "{3}", "homo_mean": -5.5, "homo_std": 0.1},  # noqa: E501
     "trained_models": {"name": "m2", "level_id": "level", "properties": "{homo}", "settings": "{}", "seed": 1},
+    "model_lines": {"name": "l2", "level_id": "level", "after_results": 100, "after_hours": 0.5},
+    "promotions": {"line_id": "line", "model_id": "model", "reason": "test"},
+    "model_comparisons": {"challenger_id": "model", "champion_id": "model", "n_rows": 3, "ratio": 0.9, "ratio_low": 0.8, "ratio_high": 1.1, "is_promoted": True, "reason": "test"},  # noqa: E501
+    "result_predictions": {"model_id": "model", "result_id": "result", "property": "homo", "mean": -5.0, "std": 0.1, "half_width": 0.2},  # noqa: E501
+    "quarantined_results": {"result_id": "result", "model_id": "model", "reason": "test"},
     "calculations": {"configuration_id": "configuration", "level_id": "level", "state": "proposed"},
     "calculation_results": {"calculation_id": "calculation", "dataset": "d", "row_name": "r", "energy": -1.0},
     "ranking_rows": {"ranking_id": "ranking", "rank": 1, "candidate_id": 5, "sites": "{3}", "defect_types": "{2048}", "multiplicity": 128, "probability": 0.5},  # noqa: E501
@@ -94,6 +100,13 @@ BROKEN: dict[str, dict[str, dict[str, Any]]] = {
         "finished_has_weights": {"state": "finished"},
         "finished_drops_checkpoint": {"state": "finished", "weights": b"w", "checkpoint": b"c"},
     },
+    "model_lines": {"after_results": {"after_results": 0}, "after_hours": {"after_hours": NAN}},
+    "promotions": {"replaced": {"replaced_id": "model"}},
+    "model_comparisons": {"ratio": {"ratio_low": None}},
+    "quarantined_results": {
+        "state": {"state": "lost", "decided_at": "2026-01-01"},
+        "decided_at": {"state": "released"},
+    },
     "calculations": _LEASED,
     "calculation_results": {
         "split": {"split": "test"},
@@ -111,6 +124,7 @@ def references(session: Session, ids: Any) -> dict[str, int]:
     """Ids by the name that stands for them in ROWS."""
     found: dict[str, int] = vars(ids).copy()
     ranking = {"model_id": "model", "search_space_id": "search_space", "query": "{}", "sql": ""}
+    found["line"] = session.execute(text("SELECT line_id FROM trained_models")).scalar_one()
     found["ranking"] = insert(session, "rankings", ranking, found)
     for name in ("configuration", "calculation", "result"):
         table = "calculation_results" if name == "result" else f"{name}s"
@@ -293,3 +307,47 @@ def test_a_calculation_begins_as_waiting_without_attempts(session: Session, refe
     identifier = insert(session, "calculations", columns, references)
     found = session.get_one(Calculation, identifier)
     assert (found.state, found.attempts, found.lease_owner) == ("waiting", 0, None)
+
+
+def test_a_model_without_a_line_founds_one_and_its_first_finished_version_is_in_production(session: Session) -> None:
+    level = tables.LevelOfTheory(name="PBE", code="VASP", functional="PBE", settings={}, digest="d1")
+    session.add(level)
+    session.flush()
+    columns = {"level_id": level.id, "properties": ["homo"], "settings": {}, "seed": 0}
+    first = tables.TrainedModel(name="a", **columns)
+    session.add(first)
+    session.flush()
+    assert session.get_one(tables.ModelLine, first.line_id).name == "a"
+    assert first.version == 1
+    assert session.scalars(select(tables.Promotion)).all() == []
+    first.state, first.weights = "finished", b"w"
+    second = tables.TrainedModel(name="b", line_id=first.line_id, state="finished", weights=b"w", **columns)
+    session.add(second)
+    session.flush()
+    assert second.version == 2
+    (promotion,) = session.scalars(select(tables.Promotion))
+    assert (promotion.line_id, promotion.model_id, promotion.replaced_id) == (first.line_id, first.id, None)
+
+
+def test_two_versions_of_a_line_are_never_trained_at_once(session: Session, ids: Any) -> None:
+    open_line = session.get_one(tables.TrainedModel, ids.model).line_id
+    columns = {"level_id": ids.level, "properties": ["homo"], "settings": {}, "seed": 0, "line_id": open_line}
+    session.add(tables.TrainedModel(name="a", state="failed", error="it diverged", **columns))
+    session.flush()
+    session.add(tables.TrainedModel(name="b", **columns))
+    with pytest.raises(IntegrityError, match="uq_trained_models_open"):
+        session.flush()
+
+
+def test_a_version_of_another_line_or_level_is_refused(session: Session, ids: Any) -> None:
+    model = session.get_one(tables.TrainedModel, ids.model)
+    other = tables.ModelLine(name="other", level_id=ids.level)
+    level = tables.LevelOfTheory(name="another", code="VASP", functional="PBE", settings={}, digest="d2")
+    session.add_all([other, level])
+    session.flush()
+    promotion = {"line_id": other.id, "model_id": model.id, "reason": "test"}
+    with pytest.raises(IntegrityError, match="fk_promotions_line_id_model_id"), session.begin_nested():
+        session.execute(tables.Promotion.__table__.insert().values(**promotion))
+    columns = {"name": "c", "line_id": other.id, "level_id": level.id, "properties": [], "settings": {}, "seed": 0}
+    with pytest.raises(IntegrityError, match="fk_trained_models_line_id_level_id"), session.begin_nested():
+        session.execute(tables.TrainedModel.__table__.insert().values(**columns))
