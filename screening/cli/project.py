@@ -34,6 +34,13 @@ class Project:
 
         return addresses(self.settings)
 
+    @property
+    def has_database(self) -> bool:
+        """Whether a database is known here, whether it answers or not."""
+        from screening.services import has_database
+
+        return has_database(self.settings)
+
     @cached_property
     def engine(self) -> Engine:
         """An engine on a database whose schema is at the newest migration."""

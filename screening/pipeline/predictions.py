@@ -1,5 +1,7 @@
 """Predictions for structure files: which configuration each of them is, then mean and standard deviation.
 
+A model comes from the database or from a file, with the hosts it has learnt from; which supercell of which host a
+structure is, its lattice and atoms say, so supercells that no training has seen are found all the same.
 The supercell is found once and tried for every following structure; only a structure that does not match it is
 compared with all hosts again. Nothing is stored; the result is a CSV file that is written in one step.
 """
@@ -20,12 +22,14 @@ from sqlalchemy import Engine, select
 
 from screening.database import queries, tables
 from screening.database.session import session_scope
+from screening.defects.catalogue import catalogue_host, host_names
 from screening.defects.host import Host, Supercell
 from screening.defects.matching import Matcher, Structure, find_supercell
 from screening.dft.bulk_matching import Match, MatchingPool
 from screening.dft.structures import archive_members, is_archive, parse_structures
-from screening.errors import FileFormatError, InputError
+from screening.errors import FileFormatError, InputError, LatticeError, UnknownNameError
 from screening.pipeline.hosts import host_of
+from screening.pipeline.pretrained import DEFAULT_MODEL, ModelFile, is_model_path, read_model_file, shipped_models
 
 if TYPE_CHECKING:
     from screening.learning.ensemble import Ensemble
@@ -48,6 +52,23 @@ class PredictionReport:
     refusals: list[tuple[str, str]]
 
 
+@dataclass(frozen=True, eq=False)
+class Predictor:
+    """A model with what it needs to predict for structures.
+
+    Attributes:
+        level: name of its level of theory.
+        hosts: those it has learnt from.
+        is_of_file: whether it came from a file, not from the database.
+    """
+
+    name: str
+    level: str
+    hosts: tuple[Host, ...]
+    ensemble: Ensemble
+    is_of_file: bool
+
+
 @dataclass(eq=False)
 class _Reader:
     """Structures to configurations, remembering the supercells that occurred."""
@@ -61,8 +82,22 @@ class _Reader:
         try:
             number = self.number_of(find_supercell(structure, self.hosts))
             return number, Match(structure.name, self.matchers[number].match(structure))
+        except LatticeError as error:
+            return -1, Match(structure.name, None, reason=self._other_host(structure) or str(error))
         except InputError as error:
             return -1, Match(structure.name, None, reason=str(error))
+
+    def _other_host(self, structure: Structure) -> str | None:
+        """That a structure is of a host of the catalogue which the model has not learnt from, if it is."""
+        known = [host.name for host in self.hosts]
+        try:
+            found = find_supercell(structure, [catalogue_host(name) for name in host_names() if name not in known])
+        except InputError:
+            return None
+        return (
+            f"structure {structure.name} has the lattice of the {found.label} supercell of {found.host.name}; the "
+            f"model has learnt from the hosts {', '.join(known)}: train one on results of {found.host.name}"
+        )
 
     def number_of(self, supercell: Supercell) -> int:
         """Number of a supercell, remembered if it is new."""
@@ -74,12 +109,63 @@ class _Reader:
         return len(self.supercells) - 1
 
 
+def stored_predictor(engine: Engine, name: str | None = None) -> Predictor:
+    """A model of the database, by default the one that `screening.database.queries.model_by_name` takes.
+
+    Raises:
+        UnknownNameError: there is none.
+        InputError: it is not finished.
+    """
+    from screening.learning.artifacts import ensemble_from_bytes
+
+    with session_scope(engine) as session:
+        model = queries.model_by_name(session, name)
+        assert model.weights is not None
+        ensemble = ensemble_from_bytes(model.weights)
+        level = session.get_one(tables.LevelOfTheory, model.level_id).name
+        rows = session.scalars(select(tables.Host).where(tables.Host.name.in_(ensemble.references.hosts)))
+        return Predictor(model.name, level, tuple(host_of(row) for row in rows), ensemble, is_of_file=False)
+
+
+def file_predictor(model: ModelFile) -> Predictor:
+    """A model of a file.
+
+    Raises:
+        FileFormatError: its weights and its card do not fit each other, or this version.
+    """
+    ensemble = model.ensemble()
+    hosts = tuple(host for host in model.card.hosts if host.name in ensemble.references.hosts)
+    return Predictor(model.card.name, model.card.level.name, hosts, ensemble, is_of_file=True)
+
+
+def choose_predictor(engine: Engine | None, name: str | None = None) -> Predictor:
+    """The model to predict with: one of the database where it has any, else one that comes with the package.
+
+    Args:
+        engine: of the project's database; None where there is no project.
+        name: a model of the database, one that the package ships, or the path of a file; the database's newest, or
+            else the package's own, if not given.
+
+    Raises:
+        UnknownNameError: there is none of this name.
+        FileFormatError: a file is no model that this version reads.
+    """
+    if name is not None and is_model_path(name):
+        return file_predictor(read_model_file(Path(name)))
+    if engine is not None:
+        try:
+            return stored_predictor(engine, name)
+        except UnknownNameError:
+            if name is not None and name not in shipped_models():
+                raise
+    return file_predictor(read_model_file(name or DEFAULT_MODEL))
+
+
 def predict_files(
-    engine: Engine,
+    predictor: Predictor,
     files: Sequence[Path],
     output: Path,
     *,
-    model_name: str | None = None,
     device: str = "auto",
     on_progress: Callable[[int], None] | None = None,
 ) -> PredictionReport:
@@ -92,31 +178,24 @@ def predict_files(
     Raises:
         InputError: a file is not there, or an archive as a whole cannot be read; nothing is written.
     """
-    from screening.learning.artifacts import ensemble_from_bytes
-
     started = time.monotonic()
     for path in files:
         if not path.is_file():
             raise FileFormatError(f"{path} is not a file; give structure files, or an archive of them")
     if not output.parent.is_dir():
         raise InputError(f"there is no folder {output.parent} for the file {output.name}; make it first")
-    with session_scope(engine) as session:
-        model = queries.model_by_name(session, model_name)
-        assert model.weights is not None
-        ensemble, name = ensemble_from_bytes(model.weights), model.name
-        level = session.get_one(tables.LevelOfTheory, model.level_id).name
-        rows = session.scalars(select(tables.Host).where(tables.Host.name.in_(ensemble.references.hosts)))
-        hosts = [host_of(row) for row in rows]
-    reader = _Reader(hosts)
+    reader = _Reader(predictor.hosts)
     matches: list[tuple[int, Match]] = []
     for match in itertools.chain.from_iterable(_read(path, reader) for path in files):
         matches.append(match)
         if on_progress is not None and len(matches) % 50 == 0:
             on_progress(len(matches))
-    matches = [_checked(number, match, reader, ensemble) for number, match in matches]
-    _write(output, (name, level), reader, ensemble, matches, device)
+    matches = [_checked(number, match, reader, predictor.ensemble) for number, match in matches]
+    _write(output, predictor, reader, matches, device=device)
     refusals = [(match.name, match.reason) for _, match in matches if match.configuration is None]
-    return PredictionReport(name, len(matches) - len(refusals), round(time.monotonic() - started, 2), refusals)
+    return PredictionReport(
+        predictor.name, len(matches) - len(refusals), round(time.monotonic() - started, 2), refusals
+    )
 
 
 def _read(path: Path, reader: _Reader) -> Iterator[tuple[int, Match]]:
@@ -177,15 +256,10 @@ def _checked(number: int, match: Match, reader: _Reader, ensemble: Ensemble) -> 
 
 
 def _write(
-    output: Path,
-    origin: tuple[str, str],
-    reader: _Reader,
-    ensemble: Ensemble,
-    matches: Sequence[tuple[int, Match]],
-    device: str,
+    output: Path, predictor: Predictor, reader: _Reader, matches: Sequence[tuple[int, Match]], *, device: str
 ) -> None:
     """Score block by block in the order of the structures, and replace the file at the end."""
-    values = [f"{name}_{part}" for name in ensemble.properties for part in ("mean", "std")]
+    values = [f"{name}_{part}" for name in predictor.ensemble.properties for part in ("mean", "std")]
     accepted = [(number, match) for number, match in matches if match.configuration is not None]
     partial = output.with_name(f".{output.name}.{os.getpid()}")
     try:
@@ -195,16 +269,17 @@ def _write(
                 ["name", "configuration", "n_defects", *values, "sites", "host", "supercell", "model", "level"]
             )
             for start in range(0, len(accepted), _ROWS_PER_SCORING):
-                writer.writerows(_rows(origin, reader, ensemble, accepted[start : start + _ROWS_PER_SCORING], device))
+                block = accepted[start : start + _ROWS_PER_SCORING]
+                writer.writerows(_rows(predictor, reader, block, device=device))
         partial.replace(output)
     finally:
         partial.unlink(missing_ok=True)
 
 
 def _rows(
-    origin: tuple[str, str], reader: _Reader, ensemble: Ensemble, block: Sequence[tuple[int, Match]], device: str
+    predictor: Predictor, reader: _Reader, block: Sequence[tuple[int, Match]], *, device: str
 ) -> list[list[object]]:
-    """CSV rows of a block of matches; `origin` is the model and its level of theory."""
+    """CSV rows of a block of matches."""
     from screening.learning.scorer import score_configurations
 
     rows: list[list[object]] = [[]] * len(block)
@@ -212,13 +287,13 @@ def _rows(
         supercell = reader.supercells[number]
         chosen = [i for i, (n, _) in enumerate(block) if n == number]
         configurations = [found for i in chosen if (found := block[i][1].configuration) is not None]
-        mean, std = score_configurations(ensemble, supercell, configurations, device=device)
+        mean, std = score_configurations(predictor.ensemble, supercell, configurations, device=device)
         for row, i in enumerate(chosen):
             configuration = configurations[row]
             predicted = [f"{v:.6f}" for pair in zip(mean[row], std[row], strict=True) for v in pair]
             sites = " ".join(map(str, configuration.sites))
             rows[i] = [
                 block[i][1].name, configuration.composition, configuration.n_defects, *predicted,
-                sites, supercell.host.name, supercell.label, *origin,
+                sites, supercell.host.name, supercell.label, predictor.name, predictor.level,
             ]  # fmt: skip
     return rows

@@ -17,6 +17,7 @@ from screening.services.processes import kill_orphans, running_pid
 from screening.services.state import (
     Addresses,
     addresses,
+    has_database,
     locked,
     log_tail,
     prepare_home,
@@ -33,6 +34,7 @@ __all__ = [
     "addresses",
     "doctor",
     "down",
+    "has_database",
     "log_tail",
     "n_processes",
     "start_workers",

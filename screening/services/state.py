@@ -52,6 +52,11 @@ def addresses(settings: Settings) -> Addresses:
     return Addresses(re.sub(r"^postgres(ql)?(\+psycopg)?://", "postgresql+psycopg://", database), broker)
 
 
+def has_database(settings: Settings) -> bool:
+    """Whether the environment or a former `up` says where a database is."""
+    return settings.database_url is not None or "database_url" in read_state(settings.home)
+
+
 def without_password(url: str) -> str:
     """An address with its passwords left out: also one that is no good address, of which rather too much is."""
     scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
