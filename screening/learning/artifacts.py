@@ -7,7 +7,7 @@ safetensors: eight bytes with the length of a JSON header, the header, the tenso
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
@@ -19,13 +19,18 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from screening.errors import FileFormatError
-from screening.learning.ensemble import Calibration, Ensemble
+from screening.learning.calibration import Calibration
+from screening.learning.ensemble import Ensemble
 from screening.learning.gnn import Architecture, SparseDefectNetwork
+from screening.learning.novelty import Novelty
 from screening.learning.references import References
 
-FORMAT = "screening ensemble 2"  # 1 was MEGNet; its weights mean nothing to the network of today
+FORMAT = "screening ensemble 3"  # 1 was MEGNet, 2 had one calibration for all hosts and knew not what it had seen
 _NETWORK = "network."
+_EXTRA = "extra."
 _ARRAYS = ("energies", "means", "scales")
+_CALIBRATION_ARRAYS = ("floors", "factors", "multiples")
+_NOVELTY_ARRAYS = ("compositions", "closest")
 
 
 def pack(tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> bytes:
@@ -53,13 +58,12 @@ def unpack(packed: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def ensemble_to_bytes(ensemble: Ensemble) -> bytes:
     """An ensemble as safetensors bytes."""
-    references, calibration = ensemble.references, ensemble.calibration
+    references = ensemble.references
     tensors = {f"{_NETWORK}{name}": tensor for name, tensor in ensemble.network.state_dict().items()}
     tensors |= references_to_tensors(references)
-    tensors |= {
-        "calibration.floor": torch.from_numpy(calibration.floor),
-        "calibration.factor": torch.from_numpy(calibration.factor),
-    }
+    tensors |= _arrays_to_tensors("calibration.", ensemble.calibration, _CALIBRATION_ARRAYS)
+    tensors |= _arrays_to_tensors("novelty.", ensemble.novelty, _NOVELTY_ARRAYS)
+    tensors |= {f"{_EXTRA}{name}": torch.from_numpy(array) for name, array in ensemble.extra.items()}
     card = {
         "format": FORMAT,
         "architecture": asdict(ensemble.network.architecture),
@@ -85,14 +89,21 @@ def ensemble_from_bytes(packed: bytes) -> Ensemble:
     network.load_state_dict(
         {name.removeprefix(_NETWORK): tensor for name, tensor in tensors.items() if name.startswith(_NETWORK)}
     )
-    calibration = Calibration(tensors["calibration.floor"].numpy(), tensors["calibration.factor"].numpy())
     references = references_from(card["references"], tensors)
-    return Ensemble(network.eval(), references, calibration, tuple(card["properties"]))
+    calibration = Calibration(*(tensors[f"calibration.{name}"].numpy() for name in _CALIBRATION_ARRAYS))
+    seen = (tensors[f"novelty.{name}"].numpy() for name in _NOVELTY_ARRAYS)
+    novelty = Novelty(references.hosts, references.codes, *seen)
+    extra = {name.removeprefix(_EXTRA): t.numpy() for name, t in tensors.items() if name.startswith(_EXTRA)}
+    return Ensemble(network.eval(), references, calibration, novelty, tuple(card["properties"]), extra)
 
 
 def references_to_tensors(references: References) -> dict[str, Tensor]:
     """The arrays of references."""
-    return {f"references.{name}": torch.from_numpy(np.asarray(getattr(references, name))) for name in _ARRAYS}
+    return _arrays_to_tensors("references.", references, _ARRAYS)
+
+
+def _arrays_to_tensors(prefix: str, owner: object, names: Sequence[str]) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": torch.from_numpy(np.asarray(getattr(owner, name))) for name in names}
 
 
 def references_to_card(references: References) -> dict[str, Any]:

@@ -66,7 +66,8 @@ def score_block(
             f"{n_rows - np.count_nonzero(is_finite)} of {n_rows} predictions on {where} are not finite numbers; a "
             "training has diverged, or half precision on a GPU is too narrow: score on a CPU, else train again"
         )
-    return ensemble.predict(outputs, offsets, np.full(n_rows, k))
+    widening = ensemble.novelty.widening(supercell, sites, defect_types)
+    return ensemble.predict(outputs, offsets, host=host, n_defects=k, widening=widening)
 
 
 def score_configurations(

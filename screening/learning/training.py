@@ -20,10 +20,12 @@ from torch import Tensor
 
 from screening.errors import InputError
 from screening.learning.artifacts import pack, references_from, references_to_card, references_to_tensors, unpack
+from screening.learning.calibration import calibrate
 from screening.learning.dataset import LabelledRows
-from screening.learning.ensemble import Calibration, Ensemble, calibrate
+from screening.learning.ensemble import Ensemble
 from screening.learning.gnn import Architecture, MemberLinear, SparseDefectNetwork
 from screening.learning.graph import Graphs, pair_table, ragged_graphs, select_graphs
+from screening.learning.novelty import Novelty, learn_novelty
 from screening.learning.references import References, extend_references, fit_references, output_labels
 from screening.learning.settings import TrainingSettings
 
@@ -142,7 +144,8 @@ def train_ensemble(
             state.elapsed_s,
         )
         on_progress(progress, lambda: _checkpoint(state, references))
-    return _finish(state, validation, references, rows.properties)
+    novelty = learn_novelty(rows, references, start_from.novelty if start_from else None)
+    return _finish(state, validation, references, novelty, rows.properties)
 
 
 def choose_device(name: str) -> torch.device:
@@ -208,7 +211,9 @@ def _keep_best(state: _State, outputs: Tensor, validation: _Data) -> None:
         kept[better] = averaged[better]
 
 
-def _finish(state: _State, validation: _Data, references: References, properties: tuple[str, ...]) -> Ensemble:
+def _finish(
+    state: _State, validation: _Data, references: References, novelty: Novelty, properties: tuple[str, ...]
+) -> Ensemble:
     """The best members, calibrated on the validation rows.
 
     Raises:
@@ -219,8 +224,15 @@ def _finish(state: _State, validation: _Data, references: References, properties
     outputs = evaluate(state.best, validation.graphs).double().cpu()
     errors = (outputs.mean(dim=0) - validation.targets.double().cpu()).numpy() * references.scales
     spread = outputs.std(dim=0, correction=1) if len(outputs) > 1 else torch.zeros_like(outputs[0])
-    calibration: Calibration = calibrate(errors, spread.numpy() * references.scales, references.scales)
-    return Ensemble(state.best.cpu().eval(), references, calibration, properties)
+    graphs = validation.graphs
+    calibration = calibrate(
+        errors,
+        spread.numpy() * references.scales,
+        graphs.host.cpu().numpy(),
+        graphs.n_defects.long().cpu().numpy(),
+        scales=references.scales,
+    )
+    return Ensemble(state.best.cpu().eval(), references, calibration, novelty, properties)
 
 
 def _new_state(

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 from screening.defects.catalogue import catalogue_host
 from screening.defects.host import Supercell
+from screening.learning.calibration import uniform_calibration
 from screening.learning.compiled import Weights, fold_network
-from screening.learning.ensemble import Calibration, Ensemble
+from screening.learning.ensemble import Ensemble
 from screening.learning.gnn import Architecture, SparseDefectNetwork
 from screening.learning.graph import block_graphs, pair_table
+from screening.learning.novelty import Novelty
 from screening.learning.references import References
 from screening.learning.scorer import score_block, torch_outputs
 from screening.learning.settings import TrainingSettings
@@ -49,7 +51,16 @@ def ensemble() -> Ensemble:
     ).eval()
     n = len(OUTPUTS)
     references = References(("MoS2",), CODES, OUTPUTS, np.ones((1, 4)), np.zeros((1, n)), np.ones(n))
-    return Ensemble(network, references, Calibration(np.full(n, 0.01), np.ones(n)), PROPERTIES)
+    calibration = uniform_calibration(np.full(n, 0.01), np.ones(n), n_hosts=1)
+    return Ensemble(network, references, calibration, many_seen_compositions(CODES), PROPERTIES)
+
+
+def many_seen_compositions(codes: tuple[int, ...]) -> Novelty:
+    """As many as a host of 2DMD has: 500 of one to 24 defects."""
+    rng = np.random.default_rng(0)
+    n = len(codes)
+    counts = [rng.multinomial(1 + row % 24, np.full(n, 1.0 / n)) for row in range(500)]
+    return Novelty(("MoS2",), codes, np.insert(np.array(counts), 0, 0, axis=1), np.full((1, n, n), 2.0))
 
 
 def random_block(supercell: Supercell, k: int) -> tuple[NDArray[np.int16], NDArray[np.int16]]:

@@ -21,11 +21,13 @@ from screening.defects.defect_types import Configuration, DefectType, parse_comp
 from screening.defects.enumeration import Block, Chunk, SearchSpace, enumerate_chunk
 from screening.defects.host import Supercell
 from screening.defects.symmetry import Symmetry, find_symmetry
-from screening.learning.ensemble import Calibration, Ensemble
+from screening.learning.calibration import uniform_calibration
+from screening.learning.ensemble import Ensemble
 from screening.learning.gnn import Architecture, SparseDefectNetwork
 from screening.learning.references import References
 from screening.learning.scorer import score_block
 from screening.learning.settings import TrainingSettings
+from tests.benchmarks.bench_learning import many_seen_compositions
 from tests.benchmarks.conftest import PrintLine, figure_line, seconds_of
 from tests.benchmarks.peer_environments import run_peer
 
@@ -172,7 +174,8 @@ def _untrained(defect_types: Sequence[DefectType]) -> Ensemble:
     codes = tuple(sorted(t.code for t in defect_types))
     references = References(("MoS2",), codes, outputs, np.ones((1, len(codes))), np.zeros((1, n)), np.ones(n))
     network = SparseDefectNetwork(architecture).eval()
-    return Ensemble(network, references, Calibration(np.full(n, 0.01), np.ones(n)), outputs)
+    calibration = uniform_calibration(np.full(n, 0.01), np.ones(n), n_hosts=1)
+    return Ensemble(network, references, calibration, many_seen_compositions(codes), outputs)
 
 
 def _cell(supercell: Supercell) -> dict[str, Any]:

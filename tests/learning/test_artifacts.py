@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -23,6 +25,18 @@ def test_an_ensemble_that_was_stored_predicts_the_same(ensemble: Ensemble, rows:
         np.testing.assert_array_equal(one, other)
     assert again.properties == ensemble.properties
     assert again.references.hosts == ensemble.references.hosts
+    for name in ("floors", "factors", "multiples"):
+        np.testing.assert_array_equal(getattr(again.calibration, name), getattr(ensemble.calibration, name))
+    np.testing.assert_array_equal(again.novelty.compositions, ensemble.novelty.compositions)
+    np.testing.assert_array_equal(again.novelty.closest, ensemble.novelty.closest)
+
+
+def test_extra_arrays_are_stored_with_an_ensemble(ensemble: Ensemble) -> None:
+    extra = {"learnt": np.array([2**62, -1, 5]), "image": np.array([[1.5]], np.float32)}
+    again = ensemble_from_bytes(ensemble_to_bytes(replace(ensemble, extra=extra)))
+    assert again.extra.keys() == extra.keys()
+    for name, array in extra.items():
+        np.testing.assert_array_equal(again.extra[name], array, strict=True)
 
 
 @pytest.mark.parametrize("packed", [b"", b"not a file", pack({"x": torch.zeros(1)}, {"format": "another"})])
@@ -31,9 +45,10 @@ def test_other_bytes_are_refused(packed: bytes) -> None:
         ensemble_from_bytes(packed)
 
 
-def test_weights_of_an_older_network_are_refused_with_what_to_do() -> None:
-    old = pack({"network.embed_host.weight": torch.zeros(1)}, {"format": "screening ensemble 1"})
-    with pytest.raises(FileFormatError, match=r"'screening ensemble 1'.*train the model again"):
+@pytest.mark.parametrize("number", [1, 2])
+def test_weights_of_an_older_network_are_refused_with_what_to_do(number: int) -> None:
+    old = pack({"network.embed_host.weight": torch.zeros(1)}, {"format": f"screening ensemble {number}"})
+    with pytest.raises(FileFormatError, match=rf"'screening ensemble {number}'.*train the model again"):
         ensemble_from_bytes(old)
 
 

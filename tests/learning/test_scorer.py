@@ -56,7 +56,8 @@ def test_mean_and_standard_deviation_are_those_of_the_members(ensemble: Ensemble
     """Member by member from graphs: references and calibration applied to what each network says."""
     sites, codes = block_of(rows, k)
     outputs = ensemble.network(block_graphs(pair_table(rows.supercells[0]), sites, codes, 0)).double().numpy()
-    references, calibration = ensemble.references, ensemble.calibration
+    references = ensemble.references
+    floors, factors = (table[0, k - 1] for table in (ensemble.calibration.floors, ensemble.calibration.factors))
     gap = references.outputs.index("homo_lumo_gap_min")
     gaps = references.means[0, gap] + references.scales[gap] * outputs[:, :, gap]  # (m, n)
     energies = references.scales[0] * outputs[:, :, 0] + np.array(
@@ -65,7 +66,7 @@ def test_mean_and_standard_deviation_are_those_of_the_members(ensemble: Ensemble
     mean, std = score_block(ensemble, rows.supercells[0], sites, codes, device="cpu")
     for column, values, output in ((1, energies, 0), (2, gaps, gap)):
         np.testing.assert_allclose(mean[:, column], values.mean(axis=0), atol=2e-5)
-        variance = calibration.floor[output] ** 2 + (calibration.factor[output] * values.std(axis=0, ddof=1)) ** 2
+        variance = floors[output] ** 2 + (factors[output] * values.std(axis=0, ddof=1)) ** 2
         np.testing.assert_allclose(std[:, column], np.sqrt(variance), atol=5e-5)
     np.testing.assert_allclose(mean[:, 0], k * mean[:, 1])
 
@@ -80,7 +81,7 @@ def test_half_precision_errs_by_less_than_a_tenth_of_the_standard_deviation(
     kinds = np.searchsorted(ensemble.references.seen_with("MoS2"), codes)
     outputs = torch_outputs(ensemble, supercell, sites, kinds, where=torch.device("cpu"), dtype=torch.float16)
     offsets = ensemble.references.block_offsets("MoS2", codes)
-    half = ensemble.predict(outputs, offsets, np.full(len(sites), k))
+    half = ensemble.predict(outputs, offsets, host="MoS2", n_defects=k, widening=np.ones(len(sites)))
     full = score_block(ensemble, supercell, sites, codes, device="cpu")
     error = np.abs(half[0] - full[0])
     assert error.max() > 1e-5  # it is not float32 after all
