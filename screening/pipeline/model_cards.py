@@ -18,6 +18,10 @@ from screening.dft.results import PROPERTIES, LevelOfTheory
 from screening.errors import FileFormatError
 
 FORMAT = "screening model card 1"
+_METRIC_COLUMNS = (
+    "data set", "property", "rows", "MAE (1e-3)", "RMSE (1e-3)", "within 0.020 (%)", "in 68 % interval (%)",
+    "in 95 % interval (%)",
+)  # fmt: skip
 _THOUSANDTHS = 1e3  # errors are shown in meV and in thousandths of a Bohr magneton
 
 
@@ -37,10 +41,12 @@ class DataShare:
 
 @dataclass(frozen=True)
 class CardMetric:
-    """Errors of one property on rows of one data set that were never learnt, eV or Bohr magneton.
+    """Errors of one property on rows of one data set that were never learnt, as `screening.learning.metrics` has them.
 
     Attributes:
-        coverage_68, coverage_95: share of the rows within the 68 and 95 % intervals; None where it is not known.
+        mae, rmse: eV or Bohr magneton.
+        within: share of the rows whose error is at most 20 meV; None where it is not known, as the next two.
+        coverage_68, coverage_95: share of the rows within the 68 and 95 % intervals.
     """
 
     dataset: str
@@ -48,6 +54,7 @@ class CardMetric:
     n_rows: int
     mae: float
     rmse: float
+    within: float | None = None
     coverage_68: float | None = None
     coverage_95: float | None = None
 
@@ -186,18 +193,13 @@ def card_text(card: ModelCard) -> str:
 
 
 def _metrics_text(card: ModelCard) -> str:
-    rows = [
-        [
-            metric.dataset,
-            metric.property,
-            metric.n_rows,
-            *(f"{_THOUSANDTHS * value:.1f}" for value in (metric.mae, metric.rmse)),
-            *("" if share is None else f"{100 * share:.0f}" for share in (metric.coverage_68, metric.coverage_95)),
-        ]
-        for metric in card.metrics
-    ]
-    head = ["data set", "property", "rows", "MAE (1e-3)", "RMSE (1e-3)", "in 68 % interval (%)", "in 95 % interval (%)"]
-    return _table(head, rows)
+    rows: list[list[object]] = []
+    for metric in card.metrics:
+        errors = [f"{_THOUSANDTHS * value:.1f}" for value in (metric.mae, metric.rmse)]
+        shares = (metric.within, metric.coverage_68, metric.coverage_95)
+        percent = ["" if share is None else f"{100 * share:.0f}" for share in shares]
+        rows.append([metric.dataset, metric.property, metric.n_rows, *errors, *percent])
+    return _table(_METRIC_COLUMNS, rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

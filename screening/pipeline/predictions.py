@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+import numpy as np
 from sqlalchemy import Engine, select
 
 from screening.database import queries, tables
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from screening.learning.ensemble import Ensemble
 
 _ROWS_PER_SCORING = 8192
+_WIDE = 0.95
 
 
 @dataclass(frozen=True)
@@ -172,8 +174,10 @@ def predict_files(
     """Predict the properties of every structure in files and archives, and write them as CSV.
 
     Columns: `name`, `configuration`, `n_defects`, then `<property>_mean` and `<property>_std` (eV, Bohr magneton), then
-    `sites`, `host`, `supercell`, `model` and its `level` of theory. Structures that cannot be predicted are in the
-    report, not in the file, which is replaced in one step at the end.
+    `sites`, `host`, `supercell`, `model` and its `level` of theory, then `<property>_half_width_95` of the interval
+    around the mean that should hold 95 % of the true values, and `beyond_training`: why the configuration is far from
+    what the model has learnt from, empty where it is not. Structures that cannot be predicted are in the report, not in
+    the file, which is replaced in one step at the end.
 
     Raises:
         InputError: a file is not there, or an archive as a whole cannot be read; nothing is written.
@@ -259,15 +263,19 @@ def _write(
     output: Path, predictor: Predictor, reader: _Reader, matches: Sequence[tuple[int, Match]], *, device: str
 ) -> None:
     """Score block by block in the order of the structures, and replace the file at the end."""
-    values = [f"{name}_{part}" for name in predictor.ensemble.properties for part in ("mean", "std")]
+    properties = predictor.ensemble.properties
+    columns = [
+        "name", "configuration", "n_defects",
+        *(f"{name}_{part}" for name in properties for part in ("mean", "std")),
+        "sites", "host", "supercell", "model", "level",
+        *(f"{name}_half_width_95" for name in properties), "beyond_training",
+    ]  # fmt: skip
     accepted = [(number, match) for number, match in matches if match.configuration is not None]
     partial = output.with_name(f".{output.name}.{os.getpid()}")
     try:
         with partial.open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(
-                ["name", "configuration", "n_defects", *values, "sites", "host", "supercell", "model", "level"]
-            )
+            writer.writerow(columns)
             for start in range(0, len(accepted), _ROWS_PER_SCORING):
                 block = accepted[start : start + _ROWS_PER_SCORING]
                 writer.writerows(_rows(predictor, reader, block, device=device))
@@ -282,18 +290,22 @@ def _rows(
     """CSV rows of a block of matches."""
     from screening.learning.scorer import score_configurations
 
+    ensemble = predictor.ensemble
     rows: list[list[object]] = [[]] * len(block)
     for number in {number for number, _ in block}:
         supercell = reader.supercells[number]
         chosen = [i for i, (n, _) in enumerate(block) if n == number]
         configurations = [found for i in chosen if (found := block[i][1].configuration) is not None]
-        mean, std = score_configurations(predictor.ensemble, supercell, configurations, device=device)
+        mean, std = score_configurations(ensemble, supercell, configurations, device=device)
+        n_defects = np.array([configuration.n_defects for configuration in configurations], np.int64)
+        half_width = ensemble.half_width(_WIDE, std, [supercell.host.name] * len(chosen), n_defects)
+        beyond = ensemble.novelty.reasons(supercell, configurations)
         for row, i in enumerate(chosen):
             configuration = configurations[row]
-            predicted = [f"{v:.6f}" for pair in zip(mean[row], std[row], strict=True) for v in pair]
-            sites = " ".join(map(str, configuration.sites))
             rows[i] = [
-                block[i][1].name, configuration.composition, configuration.n_defects, *predicted,
-                sites, supercell.host.name, supercell.label, predictor.name, predictor.level,
+                block[i][1].name, configuration.composition, configuration.n_defects,
+                *(f"{v:.6f}" for pair in zip(mean[row], std[row], strict=True) for v in pair),
+                " ".join(map(str, configuration.sites)), supercell.host.name, supercell.label, predictor.name,
+                predictor.level, *(f"{v:.6f}" for v in half_width[row]), beyond[row],
             ]  # fmt: skip
     return rows

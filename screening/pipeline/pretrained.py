@@ -145,18 +145,27 @@ def write_model_file(path: Path, model: ModelFile) -> None:
     """Write a model, in one step: what was there before is replaced or left whole.
 
     Raises:
-        FileFormatError: the path does not end as a safetensors file, or its folder is not there.
+        FileFormatError: as `check_output` says.
     """
-    if path.suffix != SUFFIX:
-        raise FileFormatError(f"{path} should end in {SUFFIX}: a model is written as safetensors")
-    if not path.parent.is_dir():
-        raise FileFormatError(f"there is no folder {path.parent} for {path.name}; make it first")
+    check_output(path)
     partial = path.with_name(f".{path.name}.partial")
     try:
         partial.write_bytes(model.packed)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_output(path: Path) -> None:
+    """Make sure that a model can be written there, before hours are spent on it.
+
+    Raises:
+        FileFormatError: the path does not end as a safetensors file, or its folder is not there.
+    """
+    if path.suffix != SUFFIX:
+        raise FileFormatError(f"{path} should end in {SUFFIX}: a model is written as safetensors")
+    if not path.parent.is_dir():
+        raise FileFormatError(f"there is no folder {path.parent} for {path.name}; make it first")
 
 
 def _folder() -> Traversable:

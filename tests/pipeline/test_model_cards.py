@@ -61,7 +61,7 @@ def test_the_text_says_data_errors_and_limits_and_leaves_empty_sections_out() ->
     card = small_model().card
     text = card_text(card)
     assert text.startswith("# Model small\n")
-    assert "| made/MoS2 | formation_energy_per_site | 48 | 12.5 | 20.0 | 70 | 94 |" in text
+    assert "| made/MoS2 | formation_energy_per_site | 48 | 12.5 | 20.0 | 83 | 70 | 94 |" in text
     assert "| made/MoS2 | 192 | 48 |" in text
     for line in ("Licence: none.", "- knows three defect types", "- nobody et al.", "- settings: epochs 2"):
         assert line in text

@@ -128,6 +128,37 @@ def test_nothing_is_written_where_nothing_can_be(predicting: tuple[Predictor, Su
     assert not (tmp_path / "out.csv").exists()
 
 
+def test_a_row_says_its_interval_and_what_is_unusual_about_it(
+    predicting: tuple[Predictor, Supercell], tmp_path: Path
+) -> None:
+    """The model has seen up to three defects; at least 1.96 standard deviations to each side would hold 95 %."""
+    predictor, supercell = predicting
+    usual, unusual = tmp_path / "usual.cif", tmp_path / "unusual.cif"
+    write_structure(usual, supercell, Configuration((20, 30), (V_S, V_S)))
+    write_structure(unusual, supercell, Configuration((17, 20, 24, 29, 40), (V_S,) * 5))
+    predict_files(predictor, [usual, unusual], tmp_path / "out.csv", device="cpu")
+    rows = {row["name"]: row for row in rows_of(tmp_path / "out.csv")}
+    assert rows["usual"]["beyond_training"] == ""
+    assert "5 defects, at most 3 were seen" in rows["unusual"]["beyond_training"]
+    for row in rows.values():
+        for name in labelled_rows().properties:
+            assert float(row[f"{name}_half_width_95"]) > 1.2 * float(row[f"{name}_std"]) > 0
+
+
+def test_the_columns_keep_their_order_and_new_ones_follow(
+    predicting: tuple[Predictor, Supercell], tmp_path: Path
+) -> None:
+    predictor, supercell = predicting
+    write_structure(tmp_path / "x.cif", supercell, Configuration((20,), (V_S,)))
+    predict_files(predictor, [tmp_path / "x.cif"], tmp_path / "out.csv", device="cpu")
+    assert (tmp_path / "out.csv").read_text().splitlines()[0] == (
+        "name,configuration,n_defects,formation_energy_mean,formation_energy_std,formation_energy_per_site_mean,"
+        "formation_energy_per_site_std,homo_lumo_gap_min_mean,homo_lumo_gap_min_std,sites,host,supercell,model,level,"
+        "formation_energy_half_width_95,formation_energy_per_site_half_width_95,homo_lumo_gap_min_half_width_95,"
+        "beyond_training"
+    )
+
+
 def test_a_supercell_that_no_training_has_seen_is_found(
     predicting: tuple[Predictor, Supercell], tmp_path: Path
 ) -> None:
