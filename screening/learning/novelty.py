@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numba
 import numpy as np
@@ -20,6 +21,33 @@ from screening.learning.dataset import LabelledRows
 from screening.learning.references import References
 
 _SAME_DISTANCE = 0.05  # angstrom; supercells of one host, of other cells by size or height, differ by less
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """The compositions of one host.
+
+    Attributes:
+        fewest: number of defects.
+        most: number of defects.
+        most_of_type: (n_codes,).
+        shares: (n_shares, n_codes) float64: the distinct shares of the types.
+        usual_distance: largest distance of one of them from the nearest of the others.
+    """
+
+    fewest: int
+    most: int
+    most_of_type: NDArray[np.int64]
+    shares: NDArray[np.float64]
+    usual_distance: float
+
+    @classmethod
+    def of(cls, compositions: NDArray[np.int64]) -> _Seen:
+        """Of numbers of defects (n, n_codes)."""
+        sizes = compositions.sum(axis=1)
+        shares = np.unique(compositions / sizes[:, None], axis=0)
+        most_of_type = compositions.max(axis=0)
+        return cls(int(sizes.min()), int(sizes.max()), most_of_type, shares, _usual_distance(shares))
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +93,8 @@ class Novelty:
     def _reasons(self, supercell: Supercell, configuration: Configuration) -> list[str]:
         name = supercell.host.name
         host = self.hosts.index(name)
-        seen = self._seen(host)
-        known = {code for code, most in zip(self.codes, seen.max(axis=0), strict=True) if most}
+        seen = self._seen[host]
+        known = {code for code, most in zip(self.codes, seen.most_of_type, strict=True) if most}
         unseen = sorted(set(configuration.defect_types) - known)
         if unseen:
             return [f"{', '.join(DefectType.from_code(code).name for code in unseen)} was never seen in {name}"]
@@ -77,15 +105,15 @@ class Novelty:
             found.append(f"the shares of {configuration.composition} are far from all seen")
         return found + self._unusual_pairs(supercell, configuration, self.closest[host])
 
-    def _unusual_numbers(self, seen: NDArray[np.int64], counts: NDArray[np.int64]) -> list[str]:
-        """Words on numbers of defects; seen (n_compositions, n_codes), counts (n_codes,)."""
-        sizes, size = seen.sum(axis=1), int(counts.sum())
-        if size > sizes.max():
-            return [f"{size} defects, at most {sizes.max()} were seen"]
-        found = [f"{size} defects, at least {sizes.min()} were seen"] if size < sizes.min() else []
+    def _unusual_numbers(self, seen: _Seen, counts: NDArray[np.int64]) -> list[str]:
+        """Words on the numbers of defects (n_codes,) of each type."""
+        size = int(counts.sum())
+        if size > seen.most:
+            return [f"{size} defects, at most {seen.most} were seen"]
+        found = [f"{size} defects, at least {seen.fewest} were seen"] if size < seen.fewest else []
         more = [
             f"{count} {DefectType.from_code(code).name}, at most {most} were seen"
-            for code, count, most in zip(self.codes, counts.tolist(), seen.max(axis=0).tolist(), strict=True)
+            for code, count, most in zip(self.codes, counts.tolist(), seen.most_of_type.tolist(), strict=True)
             if count > most
         ]
         return found + more
@@ -110,9 +138,11 @@ class Novelty:
             return f"{one} and {other} were never seen together"
         return f"{one} and {other} at {distance:.2f} angstrom, the closest seen are at {closest:.2f}"
 
-    def _seen(self, host: int) -> NDArray[np.int64]:
-        """(n, n_codes): the compositions seen of one host."""
-        return self.compositions[self.compositions[:, 0] == host, 1:]
+    @cached_property
+    def _seen(self) -> dict[int, _Seen]:
+        """What was seen of each host, by its index."""
+        host, counts = self.compositions[:, 0], self.compositions[:, 1:]
+        return {number: _Seen.of(counts[host == number]) for number in np.unique(host).tolist()}
 
     def _distances(self, host: int, counts: NDArray[np.int64]) -> NDArray[np.float64]:
         """(n, 3): how far compositions (n, n_codes) are from those seen, 0 where they are not.
@@ -120,12 +150,10 @@ class Novelty:
         The logarithm of how many more (or fewer) defects there are than ever; of how many more there are of one type;
         and the share of the defects that are other than in the nearest composition seen, beyond what is usual.
         """
-        seen = self._seen(host)
-        sizes, size = seen.sum(axis=1), counts.sum(axis=1)
-        beyond = np.log(np.maximum(size / sizes.max(), sizes.min() / size))
-        most = np.log(np.maximum(counts, 1) / np.maximum(seen.max(axis=0), 1)).max(axis=1)
-        shares = np.unique(seen / sizes[:, None], axis=0)
-        far = _nearest(counts / size[:, None], shares) - _usual_distance(shares)
+        seen, size = self._seen[host], counts.sum(axis=1)
+        beyond = np.log(np.maximum(size / seen.most, seen.fewest / size))
+        most = np.log(np.maximum(counts, 1) / np.maximum(seen.most_of_type, 1)).max(axis=1)
+        far = _nearest(counts / size[:, None], seen.shares) - seen.usual_distance
         return np.asarray(np.maximum(np.stack([beyond, most, far], axis=1), 0.0))
 
 
