@@ -127,7 +127,7 @@ def results_add(
 
     if new_level and level is None:
         raise InputError("--new-level says that the name of --level is new; give --level too")
-    potentials = dict(_chemical_potential(text) for text in mu or ())
+    potentials = dict(chemical_potential(text) for text in mu or ())
     project = Project()
     if host is not None:
         with project.transaction() as session:
@@ -149,7 +149,7 @@ def results_add(
         raise typer.Exit(1)
 
 
-def _chemical_potential(text: str) -> tuple[str, float]:
+def chemical_potential(text: str) -> tuple[str, float]:
     """Read `Mg=-1.5`."""
     from screening.defects.defect_types import atomic_number
 

@@ -46,7 +46,7 @@ def predict(
     from screening.pipeline.predictions import choose_predictor, predict_files
 
     project = Project()
-    engine = _database(project, model)
+    engine = database_of(project, model)
     predictor = choose_predictor(engine, model)
     if model is None and predictor.is_of_file:
         place = f"no services are known in {project.settings.home}" if engine is None else "the database has no model"
@@ -80,7 +80,7 @@ def predict(
         raise typer.Exit(1)
 
 
-def _database(project: Project, model: str | None) -> Engine | None:
+def database_of(project: Project, model: str | None) -> Engine | None:
     """The project's database; None where there is none, or where the model that is named needs none.
 
     Raises:

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 CLOSE = 0.020  # eV or Bohr magneton
+_NORMAL = NormalDist()
+_ROUNDING = 1e-9  # an error as large as its interval lies within
 
 
 @dataclass(frozen=True)
@@ -101,3 +104,20 @@ def mean_of_groups(metrics: Sequence[Metrics]) -> Metrics:
     means = {name: float(np.mean([getattr(found, name) for found in metrics])) for name in names}
     noise = float(np.linalg.norm([found.mae_noise for found in metrics]) / len(metrics))
     return Metrics(n_rows=sum(found.n_rows for found in metrics), mae_noise=noise, **means)
+
+
+def coverage_at(found: ErrorBars, shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n_shares,) how many of the labels lie in the intervals that should hold these shares; NaN without a label.
+
+    The intervals of 68 and 95 % are given. The others are interpolated between the mean and these, and beyond 95 %
+    continued, linearly in the quantiles of the normal distribution.
+    """
+    labelled = found.chosen(np.isfinite(found.errors))
+    if len(labelled.errors) == 0:
+        return np.full(len(shares), np.nan)
+    quantiles = np.array([_NORMAL.inv_cdf(0.5 + share / 2) for share in shares])[:, None]
+    at_68, at_95 = (_NORMAL.inv_cdf(0.5 + share / 2) for share in (0.68, 0.95))
+    inner = labelled.stds * quantiles / at_68
+    outer = labelled.stds + (labelled.half_widths - labelled.stds) * (quantiles - at_68) / (at_95 - at_68)
+    widths = np.where(quantiles <= at_68, inner, outer)
+    return np.asarray((np.abs(labelled.errors) <= widths * (1.0 + _ROUNDING)).mean(axis=1))

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from screening.learning.metrics import ErrorBars, Metrics, mean_of_groups, measure, measure_groups
+from screening.learning.metrics import ErrorBars, Metrics, coverage_at, mean_of_groups, measure, measure_groups
 
 NAN = float("nan")
 
@@ -65,3 +65,18 @@ def test_the_mean_of_groups_weighs_each_the_same() -> None:
     assert found.mae == pytest.approx(0.051)
     assert found.mae_noise == pytest.approx(0.0025)  # sqrt(3^2 + 4^2) / 2
     assert (found.within, found.coverage_68, found.coverage_95) == pytest.approx((0.5, 0.6, 0.9))
+
+
+def test_coverage_at_the_given_intervals_is_that_of_the_metrics() -> None:
+    assert coverage_at(FOUR, np.array([0.68, 0.95])).tolist() == [0.5, 0.75]
+
+
+def test_errors_of_a_normal_distribution_are_covered_as_they_should_be() -> None:
+    errors = np.random.default_rng(2).normal(0.0, 0.3, 40_000)
+    found = ErrorBars(errors, np.full(40_000, 0.3 * 0.99446), np.full(40_000, 0.3 * 1.95996))
+    shares = np.array([0.1, 0.5, 0.8, 0.99])
+    np.testing.assert_allclose(coverage_at(found, shares), shares, atol=0.008)
+
+
+def test_no_label_has_no_coverage() -> None:
+    assert np.isnan(coverage_at(bars([NAN], [1.0], [2.0]), np.array([0.5]))).all()

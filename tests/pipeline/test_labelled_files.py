@@ -13,7 +13,8 @@ from screening.defects.symmetry import find_symmetry
 from screening.dft.builtin import shipped_path
 from screening.dft.dataset_2dmd import LEVEL, SUBSETS
 from screening.errors import FileFormatError, InputError, UnknownNameError
-from screening.pipeline.labelled_files import GivenReferences, LabelledFiles, Selection, read_labelled
+from screening.pipeline.labelled_files import LabelledFiles, Selection, read_labelled
+from screening.pipeline.labelled_results import GivenReferences
 from tests.synthetic_2dmd import (
     CHEMICAL_POTENTIALS,
     N_RESULTS,
