@@ -1,7 +1,7 @@
 """The command `screening`.
 
 Each module holds the commands of one part: `services`, `hosts`, `searches`, `campaigns`, `models`, `predictions`,
-`designs`, `calculations`, `loop` (the demos).
+`evaluation`, `designs`, `calculations`, `loop` (the demos).
 A command opens its transactions, hands work to the workers and waits for it. Everything heavy is imported by the
 command that needs it, so that `screening --help` answers at once.
 """
@@ -17,6 +17,7 @@ from typer.exceptions import TyperException
 import screening.cli.calculations as calculations
 import screening.cli.campaigns as campaigns
 import screening.cli.designs as designs
+import screening.cli.evaluation as evaluation
 import screening.cli.hosts as hosts
 import screening.cli.loop as loop
 import screening.cli.models as models
@@ -36,7 +37,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (services, hosts, searches, campaigns, models, predictions, designs, calculations, loop):
+for module in (
+    services, hosts, searches, campaigns, models, predictions, evaluation, designs, calculations, loop,
+):  # fmt: skip
     module.add_commands(app)
 
 
