@@ -22,6 +22,7 @@ import screening.cli.hosts as hosts
 import screening.cli.loop as loop
 import screening.cli.models as models
 import screening.cli.predictions as predictions
+import screening.cli.retraining as retraining
 import screening.cli.searches as searches
 import screening.cli.services as services
 from screening import __version__
@@ -38,7 +39,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for module in (
-    services, hosts, searches, campaigns, models, predictions, evaluation, designs, calculations, loop,
+    services, hosts, searches, campaigns, models, retraining, predictions, evaluation, designs, calculations, loop,
 ):  # fmt: skip
     module.add_commands(app)
 

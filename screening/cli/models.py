@@ -1,4 +1,4 @@
-"""Models: train, model list and show."""
+"""Models: train, model list and show; history and rollback are in `retraining`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from screening.cli.options import AsJson, LevelName, Wait
-from screening.cli.output import Tick, print_json, print_table, wait_for
+from screening.cli.output import print_json, print_table, wait_for
 from screening.cli.project import Project, stored_host_name
+from screening.cli.retraining import model_history, model_rollback, print_comparison
+from screening.cli.training_progress import look_at_training
 from screening.errors import ScreeningError
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ def add_commands(app: typer.Typer) -> None:
     model = typer.Typer(help="Trained models.", no_args_is_help=True)
     model.command("list")(model_list)
     model.command("show")(model_show)
+    model.command("history")(model_history)
+    model.command("rollback")(model_rollback)
     app.add_typer(model, name="model")
 
 
@@ -31,7 +35,17 @@ def train(
     ] = None,
     dataset: Annotated[list[str] | None, typer.Option("--dataset", help="Only this data set; may be repeated.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="What to call the model.")] = None,
-    parent: Annotated[str | None, typer.Option("--from", help="Start from this finished model.")] = None,
+    parent: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="Start from this finished model. The new one is its next version, or a model of its own where --host "
+            "or --dataset name others than its.",
+        ),
+    ] = None,
+    all_rows: Annotated[
+        bool, typer.Option("--all-rows", help="Train on every result and validate on none: for a model to give away.")
+    ] = False,
     members: Annotated[int | None, typer.Option(help="Networks of the ensemble; 4 if not given.")] = None,
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the training rows, at most; 300 if not given, 90 with --from.")
@@ -43,7 +57,10 @@ def train(
     wait: Wait = True,
     as_json: AsJson = False,
 ) -> None:
-    """Train an ensemble on the results of one level of theory."""
+    """Train an ensemble on the results of one level of theory.
+
+    The first version of a model goes into production; a further one (--from) if it is not worse.
+    """
     from screening.pipeline.models import TrainingRequest
 
     project = Project()
@@ -58,6 +75,7 @@ def train(
         parent=parent,
         seed=seed,
         settings={key: value for key, value in given.items() if value is not None},
+        learn_from_all=all_rows,
     )
     found = train_stored(project, request, wait=wait)
     if as_json:
@@ -79,33 +97,15 @@ def train_stored(project: Project, request: TrainingRequest, *, wait: bool = Tru
 
     with project.transaction() as session:
         model_id = models.submit_training(session, request)
-        name = models.progress(session, model_id).name
     project.announce("train")
     if wait:
-        wait_for(lambda: _look(project, model_id), label="train")
+        wait_for(lambda: look_at_training(project, model_id), label="train")
         with project.transaction() as session:
             found = models.progress(session, model_id)
         if found.state == "failed":
             raise ScreeningError(f"the training of model {found.name} failed: {found.error}")
     with project.transaction() as session:
-        return listings.describe_model(session, name)
-
-
-def _look(project: Project, model_id: int) -> Tick:
-    from screening.pipeline import models
-
-    with project.transaction() as session:
-        found = models.progress(session, model_id)
-    latest = found.latest
-    errors = latest.get("validation_mae", {})
-    text = ", ".join(
-        f"{short} {1000 * errors[name]:.1f} meV"
-        for name, short in (("formation_energy_per_site", "energy"), ("homo_lumo_gap_min", "gap"))
-        if errors.get(name) is not None
-    )
-    return Tick(
-        latest.get("epoch", 0), latest.get("max_epochs", 0), text, started=found.state == "running", over=found.is_over
-    )
+        return listings.describe_version(session, model_id)
 
 
 def model_list(as_json: AsJson = False) -> None:
@@ -117,7 +117,10 @@ def model_list(as_json: AsJson = False) -> None:
     if as_json:
         print_json({"models": rows})
         return
-    columns = ["model", "state", "level", "parent", "n_train", "n_validation", "training_time_s", "created_at"]
+    columns = [
+        "model", "line", "version", "standing", "state", "level", "parent", "n_train", "n_validation",
+        "training_time_s", "created_at",
+    ]  # fmt: skip
     print_table(columns, [[_short(row[column]) for column in columns] for row in rows])
 
 
@@ -136,8 +139,13 @@ def model_show(name: Annotated[str, typer.Argument(help="Name of the model.")], 
 def _print_model(found: dict[str, Any]) -> None:
     metrics = found["metrics"]
     time = "" if found["training_time_s"] is None else f", trained in {found['training_time_s']:.0f} s"
+    standing = {
+        "production": f", in production of {found['line']}",
+        "replaced": f", was in production of {found['line']}",
+        "rejected": f", rejected as version {found['version']} of {found['line']}",
+    }.get(found["standing"], "")
     print(
-        f"model {found['model']} ({found['state']}): {found['n_train']} rows to train on, "
+        f"model {found['model']} ({found['state']}{standing}): {found['n_train']} rows to train on, "
         f"{found['n_validation']} to validate on, level {found['level']}{time}"
     )
     if found["error"]:
@@ -152,6 +160,9 @@ def _print_model(found: dict[str, Any]) -> None:
     rows = [[m["dataset"], m["property"], m["n_rows"], 1e3 * m["mae"], 1e3 * m["rmse"]] for m in metrics]
     rounded = [[*row[:3], round(row[3], 2), round(row[4], 2)] for row in rows]
     print_table(["validation rows of", "property", "rows", "MAE (1e-3)", "RMSE (1e-3)"], rounded)
+    if found["comparison"] is not None:
+        print()
+        print_comparison(found["comparison"])
 
 
 def _short(value: Any) -> Any:

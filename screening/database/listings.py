@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import exists, func, select
+from sqlalchemy import and_, exists, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
+from screening.database.models import comparison_of, find_model, production, standing_of
 from screening.database.tables import (
     PROPERTY_COMMENTS,
     Calculation,
@@ -19,6 +20,7 @@ from screening.database.tables import (
     Configuration,
     Host,
     LevelOfTheory,
+    ModelLine,
     ModelMetric,
     ModelTrainingResult,
     Supercell,
@@ -66,8 +68,11 @@ def levels_with_results(session: Session) -> list[str]:
 
 
 def list_models(session: Session) -> list[dict[str, Any]]:
-    """A row per model, oldest first: its name as `model`, state, level, parent, n_train, n_validation and more."""
-    parent = aliased(TrainedModel)
+    """A row per model, oldest first: its name as `model`, line, version, standing, state, level, parent and more.
+
+    The standing is what it is to its line: production, replaced or rejected; null before it is finished.
+    """
+    parent, in_use = aliased(TrainedModel), production()
     learnt = (
         select(
             ModelTrainingResult.model_id,
@@ -81,6 +86,9 @@ def list_models(session: Session) -> list[dict[str, Any]]:
         select(
             TrainedModel.id,
             TrainedModel.name.label("model"),
+            ModelLine.name.label("line"),
+            TrainedModel.version,
+            standing_of(in_use).label("standing"),
             TrainedModel.state,
             LevelOfTheory.name.label("level"),
             parent.name.label("parent"),
@@ -91,9 +99,12 @@ def list_models(session: Session) -> list[dict[str, Any]]:
             TrainedModel.progress,
             TrainedModel.error,
             TrainedModel.weights_sha256,
+            TrainedModel.snapshot_sha256,
             TrainedModel.created_at,
         )
         .join(LevelOfTheory, LevelOfTheory.id == TrainedModel.level_id)
+        .join(ModelLine, ModelLine.id == TrainedModel.line_id)
+        .outerjoin(in_use, in_use.c.line_id == TrainedModel.line_id)
         .outerjoin(parent, parent.id == TrainedModel.parent_id)
         .outerjoin(learnt, learnt.c.model_id == TrainedModel.id)
         .order_by(TrainedModel.id)
@@ -102,27 +113,37 @@ def list_models(session: Session) -> list[dict[str, Any]]:
 
 
 def describe_model(session: Session, name: str) -> dict[str, Any]:
-    """A model as a row of `list_models`, with its errors on validation rows as `metrics`.
+    """The model that a name means (screening.database.models), as a row of `list_models` with more of it.
+
+    `metrics` are its errors on validation rows, `comparison` how it fared against the version that was in production.
 
     Raises:
         UnknownNameError: there is no model of this name.
     """
-    rows = {row["model"]: row for row in list_models(session)}
-    if name not in rows:
-        raise UnknownNameError(f"no model is called {name!r}; known are {', '.join(rows) or 'none'}")
-    found = dict(rows[name])
+    model = find_model(session, name)
+    if model is None:
+        known = ", ".join(row["model"] for row in list_models(session))
+        raise UnknownNameError(f"no model is called {name!r}; known are {known or 'none'}")
+    return describe_version(session, model.id)
+
+
+def describe_version(session: Session, model_id: int) -> dict[str, Any]:
+    """A model by its id, as `describe_model` has it."""
+    (found,) = (row for row in list_models(session) if row["id"] == model_id)
+    del found["id"]
     order = list(PROPERTY_COMMENTS)
     metrics = session.execute(
         select(ModelMetric.dataset, ModelMetric.property, ModelMetric.n_rows, ModelMetric.mae, ModelMetric.rmse)
-        .where(ModelMetric.model_id == found.pop("id"))
+        .where(ModelMetric.model_id == model_id)
         .order_by(ModelMetric.dataset)
     ).mappings()
     found["metrics"] = sorted((dict(row) for row in metrics), key=lambda m: (m["dataset"], order.index(m["property"])))
+    found["comparison"] = comparison_of(session, model_id)
     return found
 
 
 def newest_model(session: Session, supercell_id: int) -> str:
-    """Name of the newest finished model that has learnt from the host of a supercell.
+    """Name of that model in production which was promoted last of those that have learnt from a supercell's host.
 
     Raises:
         UnknownNameError: there is none.
@@ -136,10 +157,15 @@ def newest_model(session: Session, supercell_id: int) -> str:
         .where(Configuration.id == Calculation.configuration_id)
         .where(Supercell.id == Configuration.supercell_id, Supercell.host_id == host_id)
     )
+    came_from_a_file = ~exists().where(ModelTrainingResult.model_id == TrainedModel.id)
+    is_of_host = select(Host.name).where(Host.id == host_id).scalar_subquery() == ModelLine.hosts.any_()
+    in_use = production()
     name = session.scalar(
         select(TrainedModel.name)
-        .where(TrainedModel.state == "finished", learnt_from_it)
-        .order_by(TrainedModel.id.desc())
+        .join(in_use, in_use.c.model_id == TrainedModel.id)
+        .join(ModelLine, ModelLine.id == TrainedModel.line_id)
+        .where(or_(learnt_from_it, and_(came_from_a_file, is_of_host)))
+        .order_by(in_use.c.promotion_id.desc())
         .limit(1)
     )
     if name is None:

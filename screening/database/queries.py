@@ -14,6 +14,7 @@ from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import Session
 
 from screening.database.design_query import DesignQuery
+from screening.database.models import find_model, is_usable, lineage, newest_in_production
 from screening.database.tables import (
     Arrangement,
     Calculation,
@@ -212,7 +213,7 @@ def pristine_energy(session: Session, supercell_id: int, level_id: int) -> float
 def labelled_rows(
     session: Session, *, level_id: int, host_ids: Sequence[int] = (), datasets: Sequence[str] = ()
 ) -> Sequence[Row[CalculationResult, int, int, list[int], list[int]]]:
-    """Results of defective configurations with what identifies them, ordered by result id."""
+    """Results of defective configurations with what identifies them, ordered by result id; none that is put aside."""
     statement = (
         select(
             CalculationResult,
@@ -224,7 +225,7 @@ def labelled_rows(
         .join(Calculation, Calculation.id == CalculationResult.calculation_id)
         .join(Configuration, Configuration.id == Calculation.configuration_id)
         .join(Supercell, Supercell.id == Configuration.supercell_id)
-        .where(Calculation.level_id == level_id, Configuration.n_defects > 0)
+        .where(Calculation.level_id == level_id, Configuration.n_defects > 0, is_usable())
         .order_by(CalculationResult.id)
     )
     if host_ids:
@@ -235,18 +236,13 @@ def labelled_rows(
 
 
 def model_by_name(session: Session, name: str | None) -> TrainedModel:
-    """The finished model of this name, or the newest finished one.
+    """The finished model of this name (screening.database.models), or the one that was promoted last.
 
     Raises:
         UnknownNameError: there is none.
         InputError: it is not finished.
     """
-    statement = select(TrainedModel)
-    if name is None:
-        statement = statement.where(TrainedModel.state == "finished").order_by(TrainedModel.id.desc()).limit(1)
-    else:
-        statement = statement.where(TrainedModel.name == name)
-    model = session.scalar(statement)
+    model = newest_in_production(session) if name is None else find_model(session, name)
     if model is None:
         known = session.execute(select(TrainedModel.name, TrainedModel.state).order_by(TrainedModel.id))
         listed = ", ".join(f"{row.name} ({row.state})" for row in known) or "none"
@@ -261,14 +257,7 @@ def model_by_name(session: Session, name: str | None) -> TrainedModel:
 
 def trained_types(session: Session, model_id: int, host_id: int) -> set[int]:
     """Defect types that a model, or one that it was retrained from, has learnt from in a host."""
-    lineage = (
-        select(TrainedModel.id, TrainedModel.parent_id)
-        .where(TrainedModel.id == model_id)
-        .cte("lineage", recursive=True)
-    )
-    lineage = lineage.union(
-        select(TrainedModel.id, TrainedModel.parent_id).where(TrainedModel.id == lineage.c.parent_id)
-    )
+    of_it = lineage(model_id)
     return set(
         session.scalars(
             select(func.unnest(Configuration.defect_types))
@@ -277,7 +266,7 @@ def trained_types(session: Session, model_id: int, host_id: int) -> set[int]:
             .join(Calculation, Calculation.configuration_id == Configuration.id)
             .join(CalculationResult, CalculationResult.calculation_id == Calculation.id)
             .join(ModelTrainingResult, ModelTrainingResult.result_id == CalculationResult.id)
-            .join(lineage, lineage.c.id == ModelTrainingResult.model_id)
+            .join(of_it, of_it.c.id == ModelTrainingResult.model_id)
             .where(Supercell.host_id == host_id, ModelTrainingResult.role == "train")
         )
     )
@@ -382,6 +371,7 @@ def best_value(session: Session, query: DesignQuery, *, supercell_id: int, level
             Configuration.supercell_id == supercell_id,
             Calculation.level_id == level_id,
             Configuration.n_defects > 0,
+            is_usable(),
         )
     )
     if query.max_defects is not None:
