@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import screening.cli.model_files as model_files
 from screening.cli.options import AsJson, LevelName, Wait
 from screening.cli.output import print_json, print_table, wait_for
 from screening.cli.project import Project, stored_host_name
@@ -25,6 +26,7 @@ def add_commands(app: typer.Typer) -> None:
     model.command("show")(model_show)
     model.command("history")(model_history)
     model.command("rollback")(model_rollback)
+    model_files.add_commands(model)
     app.add_typer(model, name="model")
 
 

@@ -11,7 +11,6 @@ finished when the chunks' counts are those of Burnside's lemma in every composit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Engine, func, select
@@ -26,6 +25,7 @@ from screening.database.leases import LEASE_S
 from screening.database.session import end_when_idle, session_scope
 from screening.defects.enumeration import CHUNK_ROWS, plan_chunks
 from screening.errors import CountMismatchError, InputError
+from screening.pipeline.model_transfer import label_ranges
 from screening.pipeline.searches import check_trained_types, load_search_space
 
 N_BINS = 200
@@ -329,16 +329,14 @@ def _add_bins(session: Session, campaign: tables.Campaign) -> None:
 
 def _label_ranges(session: Session, model: tables.TrainedModel) -> dict[str, tuple[float, float]]:
     """Range of the labels of each property of a model, widened on both sides."""
-    result = tables.CalculationResult
-    ends = [f(getattr(result, name)) for name in model.properties for f in (func.min, func.max)]
-    found: Sequence[float] = session.execute(
-        select(*ends)
-        .join(tables.ModelTrainingResult, tables.ModelTrainingResult.result_id == result.id)
-        .where(tables.ModelTrainingResult.model_id == model.id)
-    ).one()
+    found = label_ranges(session, model.id)
     ranges = {}
-    for n, name in enumerate(model.properties):
-        low, high = found[2 * n], found[2 * n + 1]
+    for name in model.properties:
+        if name not in found:
+            raise InputError(
+                f"model {model.name} does not say which values of {name} it has learnt from; train it again"
+            )
+        low, high = found[name]
         margin = max(_MARGIN * (high - low), 1e-3)
         ranges[name] = (low - margin, high + margin)
     return ranges

@@ -124,23 +124,37 @@ def card_from_json(found: Any) -> ModelCard:
             level=LevelOfTheory(**found["level"]),
             hosts=tuple(_host_from_json(host) for host in found["hosts"]),
             properties=tuple(map(str, found["properties"])),
-            data=tuple(DataShare(**share) for share in found["data"]),
+            data=tuple(
+                DataShare(str(share["name"]), int(share["n_train"]), int(share["n_validation"]))
+                for share in found["data"]
+            ),
             label_ranges={str(n): (float(low), float(high)) for n, (low, high) in found["label_ranges"].items()},
             source=str(found["source"]),
             licence=str(found["licence"]),
             citations=tuple(map(str, found["citations"])),
             split=str(found["split"]),
             training=dict(found["training"]),
-            metrics=tuple(CardMetric(**metric) for metric in found["metrics"]),
+            metrics=tuple(map(_metric_from_json, found["metrics"])),
             limits=tuple(map(str, found["limits"])),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FileFormatError(
             f"the card of the model is damaged ({type(error).__name__}: {error}); export the model again"
         ) from error
-    if unknown := sorted({*card.properties, *card.label_ranges} - set(PROPERTIES)):
+    named = {*card.properties, *card.label_ranges, *(metric.property for metric in card.metrics)}
+    if unknown := sorted(named - set(PROPERTIES)):
         raise FileFormatError(f"the card names the properties {', '.join(unknown)}; known are {', '.join(PROPERTIES)}")
     return card
+
+
+def _metric_from_json(found: Mapping[str, Any]) -> CardMetric:
+    shares = {
+        name: None if found[name] is None else float(found[name]) for name in ("within", "coverage_68", "coverage_95")
+    }
+    return CardMetric(
+        str(found["dataset"]), str(found["property"]), int(found["n_rows"]), float(found["mae"]), float(found["rmse"]),
+        **shares,
+    )  # fmt: skip
 
 
 def _host_to_json(host: Host) -> dict[str, Any]:

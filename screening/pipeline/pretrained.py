@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from screening.errors import FileFormatError, UnknownNameError
 from screening.pipeline.model_cards import ModelCard, card_from_json, card_to_json
@@ -123,7 +123,7 @@ def unpack_model(packed: bytes, shown: str) -> ModelFile:
             f"{shown} is a safetensors file without a model's card; expected one that `screening model export` wrote"
         )
     try:
-        return ModelFile(card_from_json(json.loads(card)), packed)
+        return ModelFile(card_from_json(json.loads(card, parse_constant=_refuse)), packed)
     except ValueError as error:
         raise FileFormatError(f"{shown}: the card is not JSON ({error}); export the model again") from error
     except FileFormatError as error:
@@ -131,14 +131,19 @@ def unpack_model(packed: bytes, shown: str) -> ModelFile:
 
 
 def has_card(packed: bytes) -> bool:
-    """Whether the weights of a model carry a card."""
-    return _CARD in _metadata(packed, "the weights")
+    """Whether the weights of a model carry a card; looks at the header only."""
+    header = packed[8 : 8 + int.from_bytes(packed[:8], "little")]
+    return f'"{_CARD}"'.encode() in header
 
 
 def with_card(packed: bytes, card: ModelCard) -> bytes:
-    """The same weights with this card, in place of the one they have, if any."""
+    """The same weights with this card, in place of the one they have, if any; equal bytes for equal models."""
     metadata = _metadata(packed, "the weights") | {_CARD: json.dumps(card_to_json(card), allow_nan=False)}
-    return bytes(save(load(packed), metadata))
+    end = 8 + int.from_bytes(packed[:8], "little")
+    # not by safetensors.save, which writes metadata in an order of chance; the tensors lie relative to the header's end
+    header = json.dumps({**json.loads(packed[8:end]), "__metadata__": dict(sorted(metadata.items()))}).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + packed[end:]
 
 
 def write_model_file(path: Path, model: ModelFile) -> None:
@@ -170,6 +175,10 @@ def check_output(path: Path) -> None:
 
 def _folder() -> Traversable:
     return resources.files("screening").joinpath("data", "pretrained")
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
 
 
 def _metadata(packed: bytes, shown: str) -> dict[str, str]:

@@ -21,6 +21,7 @@ from screening.defects.limits import Limits
 from screening.defects.symmetry import Symmetry
 from screening.errors import InputError
 from screening.pipeline.hosts import StoredSupercell, add_compositions, add_defect_types, load_supercell
+from screening.pipeline.model_transfer import types_of_files
 
 
 def count_table(space: SearchSpace, symmetry: Symmetry) -> dict[str, Any]:
@@ -100,8 +101,10 @@ def check_trained_types(session: Session, model: tables.TrainedModel, search_spa
     host = session.get_one(tables.Host, session.get_one(tables.Supercell, space.supercell_id).host_id)
     known = queries.trained_types(session, model.id, host.id)
     counts = space.composition or space.max_counts or [1] * len(space.defect_types)
-    unknown = {code for code, count in zip(space.defect_types, counts, strict=True) if count} - known
-    if unknown:
+    wanted = {code for code, count in zip(space.defect_types, counts, strict=True) if count}
+    if not wanted <= known:  # a model that came from a file has learnt from what is not in this database
+        known |= types_of_files(session, model.id, host.name)
+    if unknown := wanted - known:
         raise InputError(
             f"model {model.name} has never seen {_names(unknown)} in {host.name}; it knows "
             f"{_names(known) or 'nothing there'}: train it on results with them, or leave them out of --types"

@@ -66,6 +66,15 @@ def test_a_card_can_be_changed_without_touching_the_weights() -> None:
     for name, tensor in before.items():
         np.testing.assert_array_equal(tensor, after[name])
     assert metadata_of(renamed.packed)["card"] == metadata_of(small.packed)["card"]
+    assert with_card(renamed.packed, small.card) == small.packed
+
+
+def test_a_card_with_numbers_that_are_none_is_refused() -> None:
+    packed = small_model().packed
+    metadata = metadata_of(packed)
+    faulty = metadata["model_card"].replace("12.5", "Infinity")
+    with pytest.raises(FileFormatError, match="Infinity is no number"):
+        unpack_model(save(load(packed), {**metadata, "model_card": faulty}), "faulty")
 
 
 @pytest.mark.parametrize("kept", [0, 7, 8, 100, 5000, -4, -1])
