@@ -21,6 +21,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from screening.database import tables
+from screening.database.models import lineage
 from screening.database.session import session_scope
 from screening.defects.defect_types import Configuration
 from screening.dft.results import LevelOfTheory
@@ -246,16 +247,13 @@ def check_level(labelled: LabelledFiles, level: LevelOfTheory) -> None:
 
 def learnt_by(session: Session, model_id: int) -> NDArray[np.uint64]:
     """(n,) sorted fingerprints of the results that a stored model and those that it started from were trained on."""
-    model = tables.TrainedModel
-    ancestors = select(model.id, model.parent_id).where(model.id == model_id).cte(recursive=True)
-    ancestors = ancestors.union(select(model.id, model.parent_id).where(model.id == ancestors.c.parent_id))
     trained = tables.ModelTrainingResult
     found = session.execute(
         select(tables.Configuration.supercell_id, tables.Configuration.sites, tables.Configuration.defect_types)
         .join(tables.Calculation, tables.Calculation.configuration_id == tables.Configuration.id)
         .join(tables.CalculationResult, tables.CalculationResult.calculation_id == tables.Calculation.id)
         .join(trained, trained.result_id == tables.CalculationResult.id)
-        .where(trained.model_id.in_(select(ancestors.c.id)), trained.role == "train")
+        .where(trained.model_id.in_(select(lineage(model_id).c.id)), trained.role == "train")
     )
     of_supercell: dict[int, list[Configuration]] = {}
     for supercell_id, sites, defect_types in found:
