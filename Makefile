@@ -5,11 +5,12 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-2dmd test lint bench stop clean
+.PHONY: help install demo demo-2dmd pretrained test lint bench stop clean
 
 help:
 	@echo "make demo                  install, start the services, run the loop on the built-in data"
 	@echo "make demo-2dmd DATA=DIR    the same loop on the DFT data of 2DMD"
+	@echo "make pretrained DATA=DIR   train and measure the model that the package ships again, from 2DMD"
 	@echo "make test | lint | bench   the tests, the checks of style and types, the benchmarks"
 	@echo "make install               the environment in .venv only (PYTHON=python3.12 chooses the interpreter)"
 	@echo "make stop                  stop what runs for this directory"
@@ -34,6 +35,11 @@ demo: install
 demo-2dmd: install
 	@test -n "$(DATA)" || { echo "say where 2DMD is: make demo-2dmd DATA=path/to/2dmd" >&2; exit 2; }
 	$(BIN)/screening demo-2dmd "$(DATA)"
+
+pretrained: install
+	@test -n "$(DATA)" || { echo "say where 2DMD is: make pretrained DATA=path/to/2dmd" >&2; exit 2; }
+	mkdir -p screening/data/pretrained
+	$(BIN)/screening model reproduce "$(DATA)" --output screening/data/pretrained/2dmd-pbe.safetensors
 
 test: install
 	$(BIN)/python -m pytest
