@@ -1,0 +1,289 @@
+"""The models that the package ships, made again from their data by one command.
+
+Two trainings with the same settings and seed. The first learns from the training rows only, and the other rows say how
+good it is: these errors and coverages go into the card. The second learns from all rows, and its weights ship; they
+cannot be measured any more, and are better than the card says if anything. Both write checkpoints beside the output,
+so that the same command goes on after whatever stopped it. On one machine the same weights come out every time.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import screening
+from screening.dft.results import LevelOfTheory
+from screening.errors import LevelOfTheoryError
+from screening.learning.fingerprints import fingerprints_of_rows
+from screening.learning.settings import TrainingSettings
+from screening.pipeline.evaluation import LEARNT, Evaluation, evaluate_ensemble, metrics_by_subset
+from screening.pipeline.labelled_files import LabelledFiles
+from screening.pipeline.model_cards import CardMetric, DataShare, ModelCard, card_text
+from screening.pipeline.pretrained import (
+    DEFAULT_MODEL,
+    ModelFile,
+    check_output,
+    unpack_model,
+    with_card,
+    write_model_file,
+)
+
+if TYPE_CHECKING:
+    from screening.learning.dataset import LabelledRows
+    from screening.learning.ensemble import Ensemble
+    from screening.learning.training import Progress
+
+CHECKPOINT_S = 30.0
+VALIDATION_PARTS = 5  # of rows without a split every fifth measures, chosen by what it is
+_FOLDS = 2**31
+_PACKAGES = ("torch", "numpy", "screening")
+
+OnProgress = Callable[[str, "Progress"], None]
+"""Called after each epoch with the name of the training, `measured` or `shipped`."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a shipped model is made by, and what its card says beside numbers.
+
+    Attributes:
+        settings: of both trainings; no time limit, which would make another model on another machine.
+    """
+
+    name: str
+    source: str
+    licence: str
+    citations: tuple[str, ...]
+    limits: tuple[str, ...]
+    settings: TrainingSettings = field(default_factory=TrainingSettings)
+    seed: int = 0
+
+
+RECIPE = Recipe(
+    name=DEFAULT_MODEL,
+    source="2DMD: DFT (VASP, PBE) results for point defects in 2D materials, unrelaxed sites in, relaxed energies out. "
+    "Huang et al., npj 2D Mater. Appl. 7, 6 (2023), doi 10.1038/s41699-023-00369-1.",
+    licence="CC BY 4.0",
+    citations=(
+        "Data: Huang et al., npj 2D Mater. Appl. 7, 6 (2023), doi 10.1038/s41699-023-00369-1.",
+        "Method: Kazeev et al., npj Comput. Mater. 9, 113 (2023), doi 10.1038/s41524-023-01062-z.",
+    ),
+    limits=(
+        "Neutral vacancies and substitutions only: no charged defects, interstitials, adatoms or edges.",
+        "Only the hosts named above with the defect types they were seen with; anything else is refused.",
+        "Formation energies refer to the chemical potentials of the data set, which are limits of no particular growth "
+        "condition; add the difference for yours. Other functionals give other numbers.",
+        "Learnt from one supercell for each host. Others are predicted too, but images of a defect are nearer in a "
+        "smaller cell and the number of defects per area differs: look at beyond_training and at the standard "
+        "deviations.",
+        "MoS2 and WSe2 were calculated without spin: their magnetisation is 0 and both channels have one gap.",
+        "homo and lumo are Kohn-Sham levels on the energy scale of each calculation, hardly comparable between hosts.",
+    ),
+)
+
+
+def reproduce_model(
+    labelled: LabelledFiles, output: Path, *, recipe: Recipe = RECIPE, device: str = "auto", on_progress: OnProgress
+) -> ModelCard:
+    """Train and measure a model on labelled rows, and write it with its card (`<output>.md`).
+
+    Rows of the split `test` are left out of everything.
+
+    Args:
+        output: a .safetensors file; checkpoints lie in a folder beside it until it is written.
+
+    Raises:
+        InputError: there are no rows to learn from or to measure on, or the output cannot be written.
+        LevelOfTheoryError: the rows are not all of one level of theory.
+    """
+    _only_level(labelled)
+    labelled = labelled.chosen(np.array([split != "test" for split in labelled.splits], bool))
+    measuring = _measuring_rows(labelled)
+    work = _Work(output, recipe, labelled.digest, device)
+    measured = work.train("measured", _rows(labelled, measuring), on_progress)
+    learnt = fingerprints_of_rows(labelled.chosen(~measuring))
+    evaluation = evaluate_ensemble(measured, labelled.chosen(measuring), learnt=learnt, device=device)
+    trained = work.train("shipped", _rows(labelled, np.zeros(labelled.n_rows, bool)), on_progress)
+    trained = replace(trained, extra={**trained.extra, LEARNT: np.unique(fingerprints_of_rows(labelled))})
+    card = _card(recipe, labelled, trained, evaluation, work)
+    write_model_file(output, _model_file(trained, card))
+    output.with_suffix(".md").write_text(card_text(card))
+    work.remove()
+    return card
+
+
+def _card(recipe: Recipe, labelled: LabelledFiles, trained: Ensemble, evaluation: Evaluation, work: _Work) -> ModelCard:
+    hosts = {supercell.host.name: supercell.host for supercell in labelled.supercells}
+    return ModelCard(
+        name=recipe.name,
+        level=_only_level(labelled),
+        hosts=tuple(hosts[name] for name in trained.references.hosts),
+        properties=trained.properties,
+        data=_shares(labelled, _measuring_rows(labelled)),
+        label_ranges=_label_ranges(labelled, trained.properties),
+        source=recipe.source,
+        licence=recipe.licence,
+        citations=recipe.citations,
+        split="The weights have learnt from all rows. The errors are those of a model of the same settings and seed "
+        "that learnt from the other rows only, on rows that it never saw.",
+        training=_training_card(recipe, labelled, work),
+        metrics=_metrics(evaluation),
+        limits=recipe.limits,
+    )
+
+
+class _Work:
+    """A folder beside the output with what the trainings have reached so far.
+
+    Its name holds a digest of data, recipe and program: other ones begin anew in a folder of their own.
+    """
+
+    def __init__(self, output: Path, recipe: Recipe, data_digest: str, device: str) -> None:
+        check_output(output)
+        text = json.dumps([asdict(recipe), data_digest, device, _versions(), _commit()], sort_keys=True)
+        self.folder = output.with_name(f".{output.stem}-{sha256(text.encode()).hexdigest()[:12]}")
+        self.folder.mkdir(exist_ok=True)
+        self._recipe, self._device = recipe, device
+        self._times = self.folder / "cpu_times.json"
+        self.cpu_times: dict[str, float] = json.loads(self._times.read_text()) if self._times.is_file() else {}
+
+    def train(self, name: str, rows: LabelledRows, on_progress: OnProgress) -> Ensemble:
+        """The finished training of this name: as it was left, gone on with, or begun."""
+        from screening.learning.artifacts import ensemble_from_bytes, ensemble_to_bytes
+        from screening.learning.training import train_ensemble
+
+        finished, checkpoint = (self.folder / f"{name}{kind}.safetensors" for kind in ("", ".checkpoint"))
+        if finished.is_file():
+            return ensemble_from_bytes(finished.read_bytes())
+        spent, started, last_checkpoint = self.cpu_times.get(name, 0.0), time.process_time(), time.monotonic()
+
+        def report(progress: Progress, make_checkpoint: Callable[[], bytes]) -> None:
+            nonlocal last_checkpoint
+            on_progress(name, progress)
+            if time.monotonic() - last_checkpoint > CHECKPOINT_S:
+                last_checkpoint = time.monotonic()
+                self._write(checkpoint, make_checkpoint())
+                self._note_time(name, spent + time.process_time() - started)
+
+        ensemble = train_ensemble(
+            rows,
+            replace(self._recipe.settings, device=self._device),
+            seed=self._recipe.seed,
+            on_progress=report,
+            resume_from=checkpoint.read_bytes() if checkpoint.is_file() else None,
+        )
+        self._note_time(name, spent + time.process_time() - started)
+        self._write(finished, ensemble_to_bytes(ensemble))
+        return ensemble
+
+    def remove(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.folder)
+
+    def _note_time(self, name: str, seconds: float) -> None:
+        self.cpu_times[name] = round(seconds, 1)
+        self._write(self._times, json.dumps(self.cpu_times).encode())
+
+    def _write(self, path: Path, content: bytes) -> None:
+        partial = path.with_name(f"{path.name}.partial")
+        partial.write_bytes(content)
+        partial.replace(path)
+
+
+def _only_level(labelled: LabelledFiles) -> LevelOfTheory:
+    levels = {level.digest: level for level in labelled.levels if level is not None}
+    if len(levels) != 1 or None in labelled.levels:
+        found = ", ".join(sorted(level.name for level in levels.values())) or "none that is known"
+        raise LevelOfTheoryError(
+            f"the labels are at the levels of theory {found}; a model has one: give it a release of one level"
+        )
+    return next(iter(levels.values()))
+
+
+def _measuring_rows(labelled: LabelledFiles) -> NDArray[np.bool_]:
+    """(n,) bool: the rows that the first training does not see; a fixed fifth where the data set has no split."""
+    if any(split is not None for split in labelled.splits):
+        return np.array([split == "validation" for split in labelled.splits], bool)
+    return np.asarray(fingerprints_of_rows(labelled) % VALIDATION_PARTS == 0)
+
+
+def _rows(labelled: LabelledFiles, measuring: NDArray[np.bool_]) -> LabelledRows:
+    """The rows as a training takes them; their folds follow from what they are, not from their order."""
+    fold = (fingerprints_of_rows(labelled) % _FOLDS).astype(np.int64)
+    return replace(labelled.rows(measuring), fold=fold)
+
+
+def _shares(labelled: LabelledFiles, measuring: NDArray[np.bool_]) -> tuple[DataShare, ...]:
+    of_subset = [labelled.group_of_row == number for number in range(len(labelled.subsets))]
+    return tuple(
+        DataShare(name, int(rows.sum()), int((rows & measuring).sum()))
+        for name, rows in zip(labelled.subsets, of_subset, strict=True)
+    )
+
+
+def _label_ranges(labelled: LabelledFiles, properties: tuple[str, ...]) -> dict[str, tuple[float, float]]:
+    columns = {name: labelled.labels[:, p] for p, name in enumerate(labelled.properties)}
+    return {name: (float(np.nanmin(columns[name])), float(np.nanmax(columns[name]))) for name in properties}
+
+
+def _metrics(evaluation: Evaluation) -> tuple[CardMetric, ...]:
+    """Errors and coverages of every property, the mean of the subsets first."""
+    names = ("n_rows", "mae", "rmse", "within", "coverage_68", "coverage_95")
+    return tuple(
+        CardMetric(row.subset, row.property, **{name: getattr(row.metrics, name) for name in names})
+        for property_name in evaluation.properties
+        for row in metrics_by_subset(evaluation, property_name)
+    )
+
+
+def _training_card(recipe: Recipe, labelled: LabelledFiles, work: _Work) -> dict[str, Any]:
+    settings = {name: value for name, value in asdict(recipe.settings).items() if name not in ("device", "max_minutes")}
+    return {
+        "seed": recipe.seed,
+        "settings": settings,
+        "data sha256": labelled.digest,
+        "CPU time (s)": {f"{name} model": seconds for name, seconds in work.cpu_times.items()},
+        "machine": platform.machine(),
+        "versions": _versions(),
+        "commit": _commit() or "not known",
+        "made at": datetime.now(UTC).date().isoformat(),
+        "again with": "screening model reproduce DATA",
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+
+
+def _commit() -> str | None:
+    """The commit of this program, marked where files differ from it; None where it is not in its repository."""
+    root = Path(screening.__file__).parent
+    git = ["git", "-C", str(root)]
+    try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", "__init__.py"], check=True, capture_output=True)
+        found = subprocess.run(
+            [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            check=True, capture_output=True, text=True,
+        )  # fmt: skip
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()
+
+
+def _model_file(ensemble: Ensemble, card: ModelCard) -> ModelFile:
+    from screening.learning.artifacts import ensemble_to_bytes
+
+    return unpack_model(with_card(ensemble_to_bytes(ensemble), card), card.name)
