@@ -18,6 +18,7 @@ interpolated scale does not change a 68 % interval to second order, but the 95 %
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,6 +87,22 @@ class Calibration:
         """
         assert level in (STANDARD, WIDE), f"intervals of {STANDARD} and {WIDE} are calibrated, not of {level}"
         return std if level == STANDARD else std * self.multiples[self._place(host, n_defects)]
+
+    def completed(self, before: Calibration, measured: Collection[int]) -> Calibration:
+        """The same for the hosts that were measured; the others, and any other host, are as they were before.
+
+        Args:
+            before: of a model whose hosts are the first of these.
+            measured: indices of the hosts whose errors made this calibration.
+        """
+        n_hosts = max(len(self.floors), len(before.floors)) - 1
+        size = np.arange(1, max(self.floors.shape[1], before.floors.shape[1]) + 1)
+
+        def table(name: str) -> NDArray[np.float64]:
+            owners = [(host, self if host in measured else before) for host in (*range(n_hosts), -1)]
+            return np.stack([getattr(owner, name)[owner._place(host, size)] for host, owner in owners])
+
+        return Calibration(table("floors"), table("factors"), table("multiples"))
 
     def _place(
         self, host: NDArray[np.int64] | int, n_defects: NDArray[np.int64] | int

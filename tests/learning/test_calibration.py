@@ -229,3 +229,15 @@ def test_errors_of_one_member_stay_and_so_do_missing_ones() -> None:
     shrunk = errors_of_mean(errors, np.full((2, 2), 0.05), *place, n_members=5)
     assert np.isnan(shrunk[:, 1]).all()
     assert np.isfinite(shrunk[:, 0]).all()
+
+
+def test_a_calibration_of_some_hosts_is_completed_by_an_earlier_one() -> None:
+    """Retrained on host 1, with host 2 new; five defects where there were three."""
+    earlier = uniform_calibration(np.array([0.3]), np.array([2.0]), n_hosts=2)
+    table = np.arange(1.0, 21.0).reshape(4, 5, 1)  # hosts 0, 1, 2 and any other
+    found = Calibration(table, table, table).completed(earlier, {1, 2})
+    assert found.floors[:, :, 0].tolist() == [[0.3] * 5, [6, 7, 8, 9, 10], [11, 12, 13, 14, 15], [0.3] * 5]
+    assert found.factors[0, 4, 0] == 2.0
+    smaller = earlier.completed(Calibration(table, table, table), {0})
+    assert smaller.floors[0, :, 0].tolist() == [0.3] * 5
+    assert smaller.floors[1, :, 0].tolist() == [6, 7, 8, 9, 10]
