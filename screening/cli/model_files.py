@@ -143,7 +143,7 @@ def _reporter(show: Callable[[int, int, str], None]) -> Callable[[str, Progress]
             for key, short in (("formation_energy_per_site", "energy"), ("homo_lumo_gap_min", "gap"))
             if (error := progress.validation_mae.get(key)) is not None
         ]
-        text = ", ".join([f"{name} model", *errors])
+        text = ", ".join([f"{name} model", progress.host, *errors])
         show(progress.epoch, progress.max_epochs, text)
         if time.monotonic() - last_note > _NOTE_S:
             last_note = time.monotonic()

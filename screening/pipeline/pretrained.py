@@ -13,8 +13,9 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load
+from safetensors.numpy import load, save
 
 from screening.errors import FileFormatError, UnknownNameError
 from screening.pipeline.model_cards import ModelCard, card_from_json, card_to_json
@@ -26,6 +27,7 @@ DEFAULT_MODEL = "2dmd-pbe"
 SUFFIX = ".safetensors"
 _CARD = "model_card"  # key in the metadata
 _MOST_BYTES = 1 << 30
+_NETWORKS = "network."  # how the tensors of networks are called
 _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")  # the last is what torch.save writes
 
 
@@ -144,6 +146,19 @@ def with_card(packed: bytes, card: ModelCard) -> bytes:
     header = json.dumps({**json.loads(packed[8:end]), "__metadata__": dict(sorted(metadata.items()))}).encode()
     header += b" " * (-len(header) % 8)
     return len(header).to_bytes(8, "little") + header + packed[end:]
+
+
+def in_half_precision(packed: bytes) -> bytes:
+    """The same model with the weights of its networks in half precision, half as large.
+
+    Reading it gives single precision again. Everything else (references, calibration) keeps its precision.
+    """
+    tensors = {
+        name: tensor.astype(np.float16) if name.startswith(_NETWORKS) and tensor.dtype == np.float32 else tensor
+        for name, tensor in load(packed).items()
+    }
+    assert all(np.isfinite(tensor).all() for name, tensor in tensors.items() if name.startswith(_NETWORKS))
+    return bytes(save(tensors, dict(sorted(_metadata(packed, "the weights").items()))))
 
 
 def write_model_file(path: Path, model: ModelFile) -> None:

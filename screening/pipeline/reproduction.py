@@ -34,8 +34,8 @@ from screening.pipeline.labelled_files import LabelledFiles
 from screening.pipeline.model_cards import CardMetric, DataShare, ModelCard, card_text
 from screening.pipeline.pretrained import (
     DEFAULT_MODEL,
-    ModelFile,
     check_output,
+    in_half_precision,
     unpack_model,
     with_card,
     write_model_file,
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 CHECKPOINT_S = 30.0
 VALIDATION_PARTS = 5  # of rows without a split every fifth measures, chosen by what it is
 _FOLDS = 2**31
+_SMALLEST_STD = 1e-4  # eV or Bohr magneton; smaller changes are none
 _PACKAGES = ("torch", "numpy", "screening")
 
 OnProgress = Callable[[str, "Progress"], None]
@@ -109,6 +110,8 @@ def reproduce_model(
         InputError: there are no rows to learn from or to measure on, or the output cannot be written.
         LevelOfTheoryError: the rows are not all of one level of theory.
     """
+    from screening.learning.artifacts import ensemble_from_bytes, ensemble_to_bytes
+
     _only_level(labelled)
     labelled = labelled.chosen(np.array([split != "test" for split in labelled.splits], bool))
     measuring = _measuring_rows(labelled)
@@ -118,14 +121,32 @@ def reproduce_model(
     evaluation = evaluate_ensemble(measured, labelled.chosen(measuring), learnt=learnt, device=device)
     trained = work.train("shipped", _rows(labelled, np.zeros(labelled.n_rows, bool)), on_progress)
     trained = replace(trained, extra={**trained.extra, LEARNT: np.unique(fingerprints_of_rows(labelled))})
-    card = _card(recipe, labelled, trained, evaluation, work)
-    write_model_file(output, _model_file(trained, card))
+    packed = in_half_precision(ensemble_to_bytes(trained))
+    rounded = ensemble_from_bytes(packed)
+    change = _largest_change(trained, rounded, labelled, device)
+    card = _card(recipe, labelled, rounded, evaluation, training=_training_card(recipe, labelled, work, change))
+    write_model_file(output, unpack_model(with_card(packed, card), recipe.name))
     output.with_suffix(".md").write_text(card_text(card))
     work.remove()
     return card
 
 
-def _card(recipe: Recipe, labelled: LabelledFiles, trained: Ensemble, evaluation: Evaluation, work: _Work) -> ModelCard:
+def _largest_change(one: Ensemble, other: Ensemble, labelled: LabelledFiles, device: str) -> float:
+    """Largest difference of the means of two models on labelled rows, in standard deviations."""
+    from screening.learning.scorer import score_configurations
+
+    largest = 0.0
+    for number, supercell in enumerate(labelled.supercells):
+        chosen = [labelled.configurations[i] for i in np.flatnonzero(labelled.supercell_of_row == number)]
+        mean, std = score_configurations(one, supercell, chosen, device=device)
+        changed, _ = score_configurations(other, supercell, chosen, device=device)
+        largest = max(largest, float((np.abs(changed - mean) / np.maximum(std, _SMALLEST_STD)).max(initial=0.0)))
+    return largest
+
+
+def _card(
+    recipe: Recipe, labelled: LabelledFiles, trained: Ensemble, evaluation: Evaluation, *, training: dict[str, Any]
+) -> ModelCard:
     hosts = {supercell.host.name: supercell.host for supercell in labelled.supercells}
     return ModelCard(
         name=recipe.name,
@@ -139,7 +160,7 @@ def _card(recipe: Recipe, labelled: LabelledFiles, trained: Ensemble, evaluation
         citations=recipe.citations,
         split="The weights have learnt from all rows. The errors are those of a model of the same settings and seed "
         "that learnt from the other rows only, on rows that it never saw.",
-        training=_training_card(recipe, labelled, work),
+        training=training,
         metrics=_metrics(evaluation),
         limits=recipe.limits,
     )
@@ -156,7 +177,7 @@ class _Work:
         text = json.dumps([asdict(recipe), data_digest, device, _versions(), _commit()], sort_keys=True)
         self.folder = output.with_name(f".{output.stem}-{sha256(text.encode()).hexdigest()[:12]}")
         self.folder.mkdir(exist_ok=True)
-        self._recipe, self._device = recipe, device
+        self._recipe, self.device = recipe, device
         self._times = self.folder / "cpu_times.json"
         self.cpu_times: dict[str, float] = json.loads(self._times.read_text()) if self._times.is_file() else {}
 
@@ -180,7 +201,7 @@ class _Work:
 
         ensemble = train_ensemble(
             rows,
-            replace(self._recipe.settings, device=self._device),
+            replace(self._recipe.settings, device=self.device),
             seed=self._recipe.seed,
             on_progress=report,
             resume_from=checkpoint.read_bytes() if checkpoint.is_file() else None,
@@ -249,14 +270,17 @@ def _metrics(evaluation: Evaluation) -> tuple[CardMetric, ...]:
     )
 
 
-def _training_card(recipe: Recipe, labelled: LabelledFiles, work: _Work) -> dict[str, Any]:
+def _training_card(recipe: Recipe, labelled: LabelledFiles, work: _Work, change: float) -> dict[str, Any]:
     settings = {name: value for name, value in asdict(recipe.settings).items() if name not in ("device", "max_minutes")}
     return {
         "seed": recipe.seed,
         "settings": settings,
         "data sha256": labelled.digest,
         "CPU time (s)": {f"{name} model": seconds for name, seconds in work.cpu_times.items()},
+        "device": work.device,
         "machine": platform.machine(),
+        "weights": f"half precision, which moves no mean of a labelled row by more than {change:.2g} of its standard "
+        "deviation",
         "versions": _versions(),
         "commit": _commit() or "not known",
         "made at": datetime.now(UTC).date().isoformat(),
@@ -281,9 +305,3 @@ def _commit() -> str | None:
     except (FileNotFoundError, subprocess.CalledProcessError):
         return None
     return found.stdout.strip()
-
-
-def _model_file(ensemble: Ensemble, card: ModelCard) -> ModelFile:
-    from screening.learning.artifacts import ensemble_to_bytes
-
-    return unpack_model(with_card(ensemble_to_bytes(ensemble), card), card.name)

@@ -19,6 +19,7 @@ from screening.learning.scorer import score_configurations
 from screening.pipeline.pretrained import (
     ModelFile,
     has_card,
+    in_half_precision,
     is_model_path,
     load_model_file,
     read_model_file,
@@ -75,6 +76,22 @@ def test_a_card_with_numbers_that_are_none_is_refused() -> None:
     faulty = metadata["model_card"].replace("12.5", "Infinity")
     with pytest.raises(FileFormatError, match="Infinity is no number"):
         unpack_model(save(load(packed), {**metadata, "model_card": faulty}), "faulty")
+
+
+def test_half_precision_halves_a_file_and_hardly_moves_its_predictions() -> None:
+    small = small_model()
+    half = unpack_model(in_half_precision(small.packed), "half")
+    assert half.card.name == "small"
+    weights = {name: tensor for name, tensor in load(half.packed).items() if name.startswith("network.")}
+    assert {tensor.dtype for tensor in weights.values()} == {np.dtype(np.float16)}
+    assert len(half.packed) < 0.7 * len(small.packed)
+    rows = labelled_rows(40, seed=3)
+    (mean, std), (changed, _) = (
+        score_configurations(model.ensemble(), rows.supercells[0], rows.configurations, device="cpu")
+        for model in (small, half)
+    )
+    assert np.abs(changed - mean).max() > 0
+    assert (np.abs(changed - mean) < 0.02 * std).all()
 
 
 @pytest.mark.parametrize("kept", [0, 7, 8, 100, 5000, -4, -1])
