@@ -16,15 +16,19 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import norm
 
+from screening.defects.catalogue import catalogue_host
 from screening.defects.defect_types import Configuration, atomic_number
+from screening.defects.host import Supercell
 from screening.errors import InputError
+from screening.learning.calibration import Calibration
 from screening.learning.dataset import LabelledRows
 from screening.learning.ensemble import Ensemble
 from screening.learning.scorer import score_configurations
 from screening.learning.settings import TrainingSettings
 from screening.learning.training import train_ensemble
 from screening.pipeline.labelled_files import read_labelled
-from tests.benchmarks.conftest import PrintLine
+from tests.benchmarks.bench_learning import CODES, N_ROWS, many_seen_compositions, random_block
+from tests.benchmarks.conftest import Measure, PrintLine
 
 SETTINGS = TrainingSettings(epochs=100, device="cpu")
 LEVELS = (0.68, 0.95)
@@ -140,6 +144,23 @@ def bench_probabilities_of_windows(print_line: PrintLine, release: Release, judg
                 "observed": rounded(hits[in_bin].mean()),
             }
         )
+
+
+@pytest.mark.parametrize("k", [3, 5])
+def bench_cost_of_error_bars(measure: Measure, k: int) -> None:
+    """Of a block whose scoring `bench_learning` times; one thread."""
+    supercell = Supercell.parse(catalogue_host("MoS2"), "8x8")
+    sites, codes = random_block(supercell, k)
+    novelty, shape = many_seen_compositions(CODES), (2, 24, 6)
+    calibration = Calibration(np.full(shape, 0.01), np.ones(shape), np.full(shape, 2.0))
+    spreads = np.random.default_rng(0).random((N_ROWS, 6))
+    novelty.widening(supercell, sites, codes)  # compiled, or loaded
+    measure(
+        f"error bars of {k} defects",
+        N_ROWS,
+        widening=lambda: novelty.widening(supercell, sites, codes),
+        calibration=lambda: calibration.std(spreads, 0, k),
+    )
 
 
 @pytest.mark.parametrize("left_out", ["most", "fewest"])
