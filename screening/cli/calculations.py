@@ -1,4 +1,4 @@
-"""Calculations: calculate, results add."""
+"""Calculations: calculate, results add; what becomes of results that are put aside is in `quarantine`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+import screening.cli.quarantine as quarantine
 from screening.cli.options import AsJson, LevelName, Wait
 from screening.cli.output import Tick, note, print_json, print_table, progress_bar, wait_for
 from screening.cli.project import Project, stored_host_name
@@ -18,6 +19,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command()(calculate)
     results = typer.Typer(help="Results of calculations.", no_args_is_help=True)
     results.command("add")(results_add)
+    quarantine.add_commands(results)
     app.add_typer(results, name="results")
 
 

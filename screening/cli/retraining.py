@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from typing import Annotated, Any
 
 import typer
@@ -9,6 +11,7 @@ import typer
 from screening.cli.options import AsJson, Wait
 from screening.cli.output import counted, note, print_json, print_table, wait_for
 from screening.cli.project import Project
+from screening.cli.quarantine import print_quarantined
 from screening.cli.training_progress import look_at_training
 from screening.errors import ScreeningError
 
@@ -55,13 +58,15 @@ def retrain_stored(
 
     Returns:
         `line`, `champion` (the version in production at the beginning), `new_results`, `remark` where there was nothing
-        to do, `model` (the new version, as `model show` has it, or null), `is_joined`.
+        to do, `model` (the new version, as `model show` has it, or null), `is_joined`, `quarantined` (the open results
+        that versions of the line contradict).
 
     Raises:
         ScreeningError: the training failed.
     """
     from screening.database import listings
     from screening.pipeline import models
+    from screening.pipeline.quarantine import list_quarantined
     from screening.pipeline.retraining import submit_retraining
 
     with project.transaction() as session:
@@ -71,7 +76,8 @@ def retrain_stored(
         "is_joined": started.is_joined, "model": None,
     }  # fmt: skip
     if started.model_id is None:
-        return found
+        with project.transaction() as session:
+            return found | {"quarantined": list_quarantined(session, line=started.line)}
     if started.is_joined:
         note(f"a training of model {started.line} is on its way already, and is waited for instead of another one")
     project.announce("train")
@@ -80,9 +86,11 @@ def retrain_stored(
         wait_for(lambda: look_at_training(project, model_id), label="retrain")
     with project.transaction() as session:
         progress = models.progress(session, model_id)
-        if progress.state == "failed":
-            raise ScreeningError(f"the training of model {progress.name} failed: {progress.error}")
-        return found | {"model": listings.describe_version(session, model_id)}
+        aside = list_quarantined(session, line=started.line)
+        if progress.state != "failed":
+            return found | {"model": listings.describe_version(session, model_id), "quarantined": aside}
+    note_quarantined(aside)
+    raise ScreeningError(f"the training of model {progress.name} failed: {progress.error}")
 
 
 def model_history(line: NameOfLine, as_json: AsJson = False) -> None:
@@ -141,8 +149,20 @@ def print_comparison(comparison: dict[str, Any]) -> None:
     print(f"{'promoted' if comparison['is_promoted'] else 'rejected'}: {comparison['reason']}")
 
 
+def note_quarantined(rows: list[dict[str, Any]]) -> None:
+    """Say which results are put aside, on the standard error."""
+    if rows:
+        with redirect_stdout(sys.stderr):
+            print(
+                f"put aside, because they contradict the model, until a person decides: {counted(len(rows), 'result')}"
+            )
+            print_quarantined(rows)
+            print("`screening results release` or `reject` with their ids, or with --batch\n")
+
+
 def _print_outcome(found: dict[str, Any]) -> None:
     model = found["model"]
+    note_quarantined(found["quarantined"])
     if model is None:
         print(f"model {found['line']}: {found['remark']}; {found['champion']} stays in production")
     elif model["state"] != "finished":

@@ -115,7 +115,7 @@ def frozen_rows(
         i
         for i in np.flatnonzero(rows.is_validation).tolist()
         if int(trained.result_ids[i]) not in learnt
-        and all(_knows(ensemble, hosts[i], rows.configurations[i].defect_types) for ensemble in ensembles)
+        and all(knows(ensemble, hosts[i], rows.configurations[i].defect_types) for ensemble in ensembles)
     ]
     return np.array(chosen, np.int64)
 
@@ -170,7 +170,8 @@ def ratio_of(
     return Ratio(float(ratios[0]), float(low), float(high), len(group_of_row))
 
 
-def _knows(ensemble: Ensemble, host: str, codes: Sequence[int]) -> bool:
+def knows(ensemble: Ensemble, host: str, codes: Sequence[int]) -> bool:
+    """Whether a model has seen a host with these defect types."""
     references = ensemble.references
     return host in references.hosts and set(codes) <= set(references.seen_with(host))
 

@@ -28,13 +28,14 @@ from screening.database.models import lock_line
 from screening.database.session import session_scope
 from screening.errors import LeaseLostError, ServiceError
 from screening.pipeline.comparison import residuals_of, settle
+from screening.pipeline.quarantine import examine_for
 from screening.pipeline.training_requests import (
     RETRAINING_EPOCHS,
     TrainingRequest,
     submit_training,
     training_settings,
 )
-from screening.pipeline.training_rows import TrainingRows, load_rows
+from screening.pipeline.training_rows import TrainingRows, drop_unusable, load_rows
 
 if TYPE_CHECKING:
     from screening.learning.ensemble import Ensemble
@@ -93,19 +94,22 @@ def progress(session: Session, model_id: int) -> TrainingProgress:
 def train_unit(engine: Engine, model_id: int, owner: str, *, device: str) -> None:
     """Train a model that `owner` holds, resuming from its checkpoint; transactions of its own.
 
-    A further version of a line is compared with the version that is in production when it is ready, and takes its
-    place if it is not worse, in the transaction that ends the training.
+    A further version of a line learns no new result that contradicts the version in production
+    (screening.pipeline.quarantine). When it is ready it is compared with the version that is in production then, and
+    takes its place if it is not worse, in the transaction that ends the training.
 
     Raises:
-        InputError: there is no such training setting, or the rows cannot be learnt.
+        InputError: there is no such training setting, or the rows cannot be learnt, or all that is new is put aside.
         LeaseLostError: another worker took the training over.
     """
     from screening.learning.artifacts import ensemble_from_bytes, ensemble_to_bytes
     from screening.learning.training import train_ensemble
 
     with lease_kept(engine, tables.TrainedModel, model_id, owner) as lost:
+        examine_for(engine, model_id, device=device)
         with session_scope(engine) as session:
             model = session.get_one(tables.TrainedModel, model_id)
+            drop_unusable(session, model_id)
             trained = load_rows(session, model)
             settings = training_settings(model.settings, device)
             seed, checkpoint = model.seed, model.checkpoint

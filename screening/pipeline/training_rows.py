@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from screening.database import tables
@@ -87,8 +87,19 @@ def properties_present(rows: Sequence[Any]) -> list[str]:
     ]
 
 
+def drop_unusable(session: Session, model_id: int) -> None:
+    """Take what has been put aside since out of the snapshot of a model that is about to be trained."""
+    learnt = tables.ModelTrainingResult
+    unusable = select(tables.CalculationResult.id).where(~is_usable())
+    session.execute(
+        delete(learnt)
+        .where(learnt.model_id == model_id, learnt.result_id.in_(unusable))
+        .execution_options(synchronize_session=False)
+    )
+
+
 def load_rows(session: Session, model: tables.TrainedModel) -> TrainingRows:
-    """The rows of a model's snapshot that are not put aside."""
+    """The rows of a model's snapshot."""
     from screening.learning.dataset import LabelledRows
 
     found = session.execute(
@@ -102,7 +113,7 @@ def load_rows(session: Session, model: tables.TrainedModel) -> TrainingRows:
         .join(tables.ModelTrainingResult, tables.ModelTrainingResult.result_id == tables.CalculationResult.id)
         .join(tables.Calculation, tables.Calculation.id == tables.CalculationResult.calculation_id)
         .join(tables.Configuration, tables.Configuration.id == tables.Calculation.configuration_id)
-        .where(tables.ModelTrainingResult.model_id == model.id, is_usable())
+        .where(tables.ModelTrainingResult.model_id == model.id)
         .order_by(tables.CalculationResult.id)
     ).all()
     supercell_ids = sorted({row.supercell_id for row in found})

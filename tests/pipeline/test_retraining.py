@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from sqlalchemy import Engine, func, select, update
+from sqlalchemy import Engine, any_, func, literal, select, update
 from sqlalchemy.orm import Session
 
 from screening.database import leases, queries, tables
@@ -17,6 +17,7 @@ from screening.pipeline import comparison, models
 from screening.pipeline.models import train_unit
 from screening.pipeline.retraining import Retraining, roll_back, submit_retraining
 from screening.pipeline.training_requests import TrainingRequest, submit_training
+from screening.pipeline.training_rows import role_of
 from tests.synthetic_results import LEVEL, PROPERTIES, add_results
 
 SMALL = {"n_members": 3, "width": 16, "n_blocks": 1, "epochs": 40, "batch_rows": 32}
@@ -24,12 +25,16 @@ FEW = {"epochs": 4}
 OWNER = "here:1:a"
 
 
-def hold_back(session: Session, n: int) -> list[int]:
-    """Ids of n results to train on that no training sees until `bring` is called."""
-    results = session.scalars(select(tables.CalculationResult).order_by(tables.CalculationResult.id.desc())).all()
-    from screening.pipeline.training_rows import role_of
-
-    chosen = [row.id for row in results if role_of(row) == "train"][:n]
+def hold_back(session: Session, n: int, *, with_type: int | None = None) -> list[int]:
+    """Ids of n results to train on, or of all with a defect type, that no training sees until `bring` is called."""
+    found = select(tables.CalculationResult).order_by(tables.CalculationResult.id * 7919 % 1009)
+    if with_type is not None:
+        found = found.join(tables.Calculation, tables.Calculation.id == tables.CalculationResult.calculation_id)
+        found = found.join(tables.Configuration, tables.Configuration.id == tables.Calculation.configuration_id)
+        has_it = literal(with_type) == any_(tables.Configuration.defect_types)
+        chosen = [row.id for row in session.scalars(found.where(has_it))]
+    else:
+        chosen = [row.id for row in session.scalars(found) if role_of(row) == "train"][:n]
     session.execute(
         update(tables.CalculationResult).where(tables.CalculationResult.id.in_(chosen)).values(dataset="later")
     )
@@ -258,7 +263,10 @@ def test_what_was_put_aside_since_is_left_out_and_the_checkpoint_with_it(
     work(trained, model_id)
     with session_scope(trained) as session:
         n_rows = session.scalar(select(func.count()).where(tables.ModelTrainingResult.model_id == model_id))
-    assert seen == [(n_rows or 0) - 3]
+    assert seen == [n_rows]
+    with session_scope(trained) as session:
+        left = select(tables.ModelTrainingResult.result_id).where(tables.ModelTrainingResult.model_id == model_id)
+        assert set(session.scalars(left)).isdisjoint(ids)
 
 
 def test_rolling_back_is_another_promotion(trained: Engine) -> None:
