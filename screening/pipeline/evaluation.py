@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, exists, select
 from sqlalchemy.orm import Session
 
 from screening.database import tables
@@ -32,7 +32,7 @@ from screening.learning.metrics import ErrorBars, Metrics, mean_of_groups, measu
 from screening.pipeline.hosts import load_supercell
 from screening.pipeline.labelled_files import LabelledFiles
 from screening.pipeline.predictions import choose_predictor
-from screening.pipeline.pretrained import DEFAULT_MODEL, is_model_path, read_model_file
+from screening.pipeline.pretrained import DEFAULT_MODEL, has_card, is_model_path, read_model_file
 
 if TYPE_CHECKING:
     from screening.learning.ensemble import Ensemble
@@ -246,7 +246,7 @@ def check_level(labelled: LabelledFiles, level: LevelOfTheory) -> None:
 
 
 def learnt_by(session: Session, model_id: int) -> NDArray[np.uint64]:
-    """(n,) sorted fingerprints of the results that a stored model and those that it started from were trained on."""
+    """(n,) sorted fingerprints of all that a stored model and those it started from were trained on, here or before."""
     trained = tables.ModelTrainingResult
     found = session.execute(
         select(tables.Configuration.supercell_id, tables.Configuration.sites, tables.Configuration.defect_types)
@@ -259,7 +259,25 @@ def learnt_by(session: Session, model_id: int) -> NDArray[np.uint64]:
     for supercell_id, sites, defect_types in found:
         of_supercell.setdefault(supercell_id, []).append(Configuration(tuple(sites), tuple(defect_types)))
     hashed = [fingerprints(load_supercell(session, i).supercell, some) for i, some in of_supercell.items()]
-    return np.unique(np.concatenate([_NOTHING, *hashed]))
+    return np.unique(np.concatenate([carried_by(session, model_id), *hashed]))
+
+
+def carried_by(session: Session, model_id: int) -> NDArray[np.uint64]:
+    """(n,) fingerprints of what a stored model and those it started from had learnt before they came here in files."""
+    from screening.learning.artifacts import ensemble_from_bytes
+
+    ensembles = [ensemble_from_bytes(weights) for weights in weights_of_files(session, model_id)]
+    return np.concatenate([_NOTHING, *(ensemble.extra.get(LEARNT, _NOTHING) for ensemble in ensembles)])
+
+
+def weights_of_files(session: Session, model_id: int) -> list[bytes]:
+    """Weights of those models, of a stored one and those that it started from, that came from a file."""
+    row, of_it = tables.TrainedModel, lineage(model_id)
+    has_results = exists().where(tables.ModelTrainingResult.model_id == row.id)
+    found = session.scalars(
+        select(row.weights).join(of_it, of_it.c.id == row.id).where(row.weights.is_not(None), ~has_results)
+    )
+    return [weights for weights in found if weights is not None and has_card(weights)]
 
 
 def _shared_properties(ensemble: Ensemble, labelled: LabelledFiles, wanted: Sequence[str]) -> tuple[str, ...]:

@@ -7,19 +7,22 @@ of the rows, the card the errors and the ranges of the labels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from sqlalchemy import exists, func, insert, select
+import numpy as np
+from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session
 
 from screening.database import models, queries, tables
+from screening.defects.defect_types import Configuration
 from screening.dft.results import PROPERTIES, LevelOfTheory
 from screening.errors import InputError
+from screening.learning.fingerprints import fingerprints
 from screening.learning.settings import TrainingSettings
-from screening.pipeline.evaluation import LEARNT, MEAN_OF_SUBSETS, learnt_by
-from screening.pipeline.hosts import add_host, host_of
+from screening.pipeline.evaluation import LEARNT, MEAN_OF_SUBSETS, carried_by, learnt_by, weights_of_files
+from screening.pipeline.hosts import add_host, host_of, load_supercell
 from screening.pipeline.model_cards import CardMetric, DataShare, ModelCard
 from screening.pipeline.pretrained import ModelFile, has_card, unpack_model, with_card
 from screening.pipeline.references import add_level
@@ -114,12 +117,32 @@ def export_model(session: Session, name: str | None) -> ModelFile:
 
 def types_of_files(session: Session, model_id: int, host_name: str) -> set[int]:
     """Codes of the defect types in a host that a model knows because it, or what it goes back to, came from a file."""
-    if not (found := _weights_of_files(session, model_id)):
+    if not (found := weights_of_files(session, model_id)):
         return set()
     from screening.learning.artifacts import ensemble_from_bytes
 
     known = [ensemble_from_bytes(weights).references for weights in found]
     return {code for references in known if host_name in references.hosts for code in references.seen_with(host_name)}
+
+
+def learnt_from_files(session: Session, model_id: int, rows: Sequence[Any]) -> set[int]:
+    """Ids of those results that a model, or what it goes back to, has learnt from before it came here in a file.
+
+    Args:
+        rows: of `screening.database.queries.labelled_rows`.
+    """
+    if not len(carried := carried_by(session, model_id)):
+        return set()
+    of_supercell: dict[int, list[Any]] = {}
+    for row in rows:
+        of_supercell.setdefault(row.supercell_id, []).append(row)
+    learnt: set[int] = set()
+    for supercell_id, some in of_supercell.items():
+        configurations = [Configuration(tuple(row.sites), tuple(row.defect_types)) for row in some]
+        hashed = fingerprints(load_supercell(session, supercell_id).supercell, configurations)
+        is_learnt = np.isin(hashed, carried)
+        learnt.update(row.CalculationResult.id for row, yes in zip(some, is_learnt, strict=True) if yes)
+    return learnt
 
 
 def label_ranges(session: Session, model_id: int) -> dict[str, tuple[float, float]]:
@@ -133,21 +156,11 @@ def label_ranges(session: Session, model_id: int) -> dict[str, tuple[float, floa
         .join(of_it, of_it.c.id == tables.ModelTrainingResult.model_id)
     ).one()
     ranges = {name: (found[2 * n], found[2 * n + 1]) for n, name in enumerate(PROPERTIES) if found[2 * n] is not None}
-    for weights in _weights_of_files(session, model_id):
+    for weights in weights_of_files(session, model_id):
         for name, (low, high) in unpack_model(weights, "the weights").card.label_ranges.items():
             known = ranges.get(name, (low, high))
             ranges[name] = min(low, known[0]), max(high, known[1])
     return ranges
-
-
-def _weights_of_files(session: Session, model_id: int) -> list[bytes]:
-    """Weights of those models, of a model and what it goes back to, that came from a file."""
-    row, of_it = tables.TrainedModel, models.lineage(model_id)
-    has_results = exists().where(tables.ModelTrainingResult.model_id == row.id)
-    found = session.scalars(
-        select(row.weights).join(of_it, of_it.c.id == row.id).where(row.weights.is_not(None), ~has_results)
-    )
-    return [weights for weights in found if weights is not None and has_card(weights)]
 
 
 def _known_settings(found: object) -> dict[str, Any]:

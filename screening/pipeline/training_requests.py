@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from screening.database import models, queries, tables
 from screening.errors import InputError
+from screening.pipeline.model_transfer import learnt_from_files
 from screening.pipeline.training_rows import predictable, properties_present, role_of
 
 if TYPE_CHECKING:
@@ -108,7 +109,9 @@ def roles_of(
     session: Session, rows: Sequence[Any], parent: tables.TrainedModel | None, *, learn_from_all: bool = False
 ) -> dict[int, str]:
     """The role of each result; what the parent was trained on is never validated on by what comes of it."""
-    learnt = set() if parent is None else models.learnt_results(session, parent.id)
+    learnt: set[int] = set()
+    if parent is not None:
+        learnt = models.learnt_results(session, parent.id) | learnt_from_files(session, parent.id, rows)
     return {
         row.CalculationResult.id: "train"
         if learn_from_all or row.CalculationResult.id in learnt

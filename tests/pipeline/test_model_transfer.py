@@ -21,12 +21,13 @@ from screening.learning.artifacts import ensemble_to_bytes
 from screening.learning.fingerprints import fingerprints
 from screening.learning.scorer import score_configurations
 from screening.pipeline.campaigns import CampaignRequest, plan
-from screening.pipeline.evaluation import LEARNT
+from screening.pipeline.evaluation import LEARNT, learnt_by
 from screening.pipeline.hosts import add_configurations, add_supercell
-from screening.pipeline.model_transfer import add_model_file, export_model, label_ranges
+from screening.pipeline.model_transfer import add_model_file, export_model, label_ranges, learnt_from_files
 from screening.pipeline.pretrained import ModelFile, unpack_model, with_card
 from screening.pipeline.references import add_level
 from screening.pipeline.searches import add_search_space, check_trained_types
+from screening.pipeline.training_requests import roles_of
 from tests.learning.synthetic import labelled_rows
 from tests.pipeline.made_models import LEVEL, small_model
 
@@ -148,6 +149,29 @@ def stored_model(session: Session) -> int:
     )
     session.flush()
     return model.id
+
+
+def test_what_was_learnt_before_the_file_was_made_is_known_of_the_results_here(session: Session) -> None:
+    """A model that was exported, and one that is trained from it elsewhere, know the row that trained it."""
+    model_id = stored_model(session)
+    level_id = session.get_one(tables.TrainedModel, model_id).level_id
+    rows = queries.labelled_rows(session, level_id=level_id)
+    (trained,) = [row.CalculationResult.id for row in rows if row.CalculationResult.formation_energy == 2.0]
+    name, _ = add_model_file(session, export_model(session, "stored"), "back")
+    back = queries.model_by_name(session, name)
+    child = tables.TrainedModel(
+        name="child", parent_id=back.id, level_id=level_id, properties=["homo"], settings={}, seed=0
+    )
+    session.add(child)
+    session.flush()
+    assert len(rows) == 2
+    for identifier in (back.id, child.id):
+        assert learnt_from_files(session, identifier, rows) == {trained}
+        np.testing.assert_array_equal(learnt_by(session, identifier), learnt_by(session, model_id))
+    assert learnt_from_files(session, model_id, rows) == set()
+    validated = [row for row in rows if row.CalculationResult.id != trained]
+    assert roles_of(session, rows, back)[trained] == "train"
+    assert roles_of(session, validated, back) == roles_of(session, validated, None)
 
 
 def test_an_exported_model_says_what_the_database_knows_of_it(session: Session) -> None:
