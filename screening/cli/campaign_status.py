@@ -89,7 +89,7 @@ def campaign_list(as_json: AsJson = False) -> None:
     columns = ["campaign", "state", "storage", "model", "candidates", "done", "per second", "time left", "workers"]
     rows = [
         [
-            row.campaign, row.state, row.storage, row.model or "none", f"{row.candidates:,}", _share(row),
+            row.campaign, row.state, row.storage, _model(row), f"{row.candidates:,}", _share(row),
             _rate(row.per_second), _left(row), row.workers or None,
         ]
         for row in found
@@ -214,7 +214,7 @@ def _layout(view: CampaignView) -> RenderableType:
         ["campaign", of["campaign"]],
         ["state", _state(view)],
         ["search space", f"{of['search_space']} in {of['host']} {of['supercell']}"],
-        ["model", of["model"] or "none"],
+        ["model", _model(seen) + (f": `screening campaign rescore {seen.campaign}`" if seen.is_stale else "")],
         ["keeps", what_is_kept(of)],
         ["done", f"{seen.candidates_done:,} of {seen.candidates:,} candidates ({_share(seen)})"],
     ]
@@ -241,6 +241,11 @@ def _layout(view: CampaignView) -> RenderableType:
         columns = ["worker", "", "chunks", "candidates", "per second", "seen", "MB at most"]
         parts_shown += ["", table_of(columns, [_worker_row(worker, view.seen_at) for worker in view.workers])]
     return Group(*parts_shown)
+
+
+def _model(seen: CampaignProgress) -> str:
+    """The model of a campaign; one that is no longer in production makes it stale."""
+    return f"{seen.model}, stale: {seen.production} is in production" if seen.is_stale else seen.model or "none"
 
 
 def _worker_row(worker: WorkerProgress, now: datetime) -> list[Any]:

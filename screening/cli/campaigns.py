@@ -1,4 +1,4 @@
-"""Campaigns: campaign plan, start, pause, resume, cancel, status, list, delete.
+"""Campaigns: campaign plan, start, pause, resume, cancel, rescore, status, list, delete.
 
 A plan says what a campaign will cost before anything of it is begun. The other commands change its state and tell
 the workers; nobody has to wait for them.
@@ -57,6 +57,7 @@ def add_commands(app: typer.Typer) -> None:
     campaign.command("pause")(campaign_pause)
     campaign.command("resume")(campaign_resume)
     campaign.command("cancel")(campaign_cancel)
+    campaign.command("rescore")(campaign_rescore)
     campaign.command("list")(campaign_list)
     campaign.command("delete")(campaign_delete)
     app.add_typer(campaign, name="campaign")
@@ -177,6 +178,24 @@ def campaign_resume(name: NameOfCampaign, as_json: AsJson = False) -> None:
 def campaign_cancel(name: NameOfCampaign, as_json: AsJson = False) -> None:
     """Stop a campaign at once; what is finished stays, and `resume` does the rest."""
     _print_change(_change(Project(), name, "cancel"), as_json=as_json)
+
+
+def campaign_rescore(name: NameOfCampaign, as_json: AsJson = False) -> None:
+    """Scan a stale campaign's search space again, with the version of its model that is in production.
+
+    The campaign stays until it is deleted.
+    """
+    from screening.database.campaigns import progress_of
+    from screening.database.queries import campaign_by_name
+    from screening.pipeline.rescoring import rescore
+
+    project = Project()
+    with project.transaction() as session:
+        campaign_id = rescore(session, campaign_by_name(session, name)).id
+    project.announce("score")
+    with project.transaction() as session:
+        (found,) = progress_of(session, campaign_id)
+    _print_change(found, as_json=as_json)
 
 
 def campaign_delete(

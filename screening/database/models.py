@@ -109,6 +109,13 @@ def newest_in_production(session: Session) -> TrainedModel | None:
     )
 
 
+def newer_in_production(session: Session, model_id: int) -> str | None:
+    """Name of the version that is in production of a model's line, where that is another one."""
+    model = session.get_one(TrainedModel, model_id)
+    current = in_production(session, model.line_id)
+    return None if current is None or current.id == model.id else current.name
+
+
 def open_version(session: Session, line_id: int) -> TrainedModel | None:
     """The version of a line that waits for its training or is trained."""
     return session.scalar(

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from screening.database import queries, tables
 from screening.database.design_query import DesignQuery, compile_query, to_sql
+from screening.database.models import find_model, newer_in_production, production
 from screening.defects.defect_types import DefectType, composition_label
 from screening.errors import InputError
 
@@ -25,6 +26,7 @@ class RankedTable:
         campaign: name of the campaign that made them.
         search_space: what its candidates are: `1 to 3 of v_S, Se_S`, or `exactly 4*v_S`.
         candidates: their number.
+        newer: name of the version that is in production instead of the model; None if it is in production itself.
         rows: best first; `candidate`, `configuration`, `sites`, `defects`, `multiplicity`, `probability` (that
             every window holds), `calculated` (a result exists), then `<property>_mean` and `<property>_std` of
             the properties that the model has.
@@ -39,6 +41,7 @@ class RankedTable:
     search_space: str
     candidates: int
     rows: list[dict[str, Any]]
+    newer: str | None = None
 
 
 def run_design_query(
@@ -63,7 +66,7 @@ def run_design_query(
         rows.append({key: value for key, value in row.items() if value is not None})
     return RankedTable(
         to_sql(statement), model.name, model.id, campaign.name, campaign.id, space.id, describe_space(space),
-        space.expected, rows,
+        space.expected, rows, newer_in_production(session, model.id),
     )  # fmt: skip
 
 
@@ -136,7 +139,7 @@ def _check_campaign(
         raise InputError(f"campaign {campaign.name} is about another supercell than host {query.host} of the query")
     if campaign.model_id is None:
         raise InputError(f"campaign {campaign.name} has no model, so it has nothing to rank; choose another one")
-    if model_name is not None and session.get_one(tables.TrainedModel, campaign.model_id).name != model_name:
+    if model_name is not None and not _is_called(session, campaign.model_id, model_name):
         raise InputError(f"campaign {campaign.name} was not scored by model {model_name}; leave --model out")
     sizes = [sum(space.composition)] if space.composition else range(space.min_defects, space.max_defects + 1)
     if query.max_defects is not None and query.max_defects not in sizes:
@@ -159,10 +162,19 @@ def _check_campaign(
         )
 
 
+def _is_called(session: Session, model_id: int, name: str) -> bool:
+    """Whether a name means a version, or the line that it belongs to."""
+    model = session.get_one(tables.TrainedModel, model_id)
+    found = find_model(session, name)
+    return session.get_one(tables.ModelLine, model.line_id).name == name or (found is not None and found.id == model_id)
+
+
 def _choose_model(
     session: Session, query: DesignQuery, supercell_id: int, *, name: str | None = None
 ) -> tables.TrainedModel:
     """The model of this name, or the newest one that has scored what a query asks for, or has scored anything.
+
+    One that is in production comes before all others, by the time of its promotion.
 
     Raises:
         UnknownNameError: there is no model.
@@ -170,10 +182,12 @@ def _choose_model(
     """
     if name is not None:
         return queries.model_by_name(session, name)
+    in_use = production()
     newest_first = session.scalars(
         select(tables.TrainedModel)
+        .outerjoin(in_use, in_use.c.model_id == tables.TrainedModel.id)
         .where(tables.TrainedModel.state == "finished")
-        .order_by(tables.TrainedModel.id.desc())
+        .order_by(in_use.c.promotion_id.desc().nulls_last(), tables.TrainedModel.id.desc())
     ).all()
     for max_defects in (query.max_defects, None):
         for model in newest_first:
