@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from screening.cli.options import AsJson
-from screening.cli.output import note, print_json, progress_bar
+from screening.cli.output import note, print_json, print_table, progress_bar
 from screening.cli.project import Project
 from screening.errors import ServiceError
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
+
+    from screening.pipeline.predictions import PredictionReport
 
 _MOST_REFUSALS_SHOWN = 20
 
@@ -71,6 +73,7 @@ def predict(
             }
         )
     else:
+        _print_first(report)
         print(f"{report.rows} rows by model {report.model} in {report.seconds:.1f} s: {output}")
         for name, reason in report.refusals[:_MOST_REFUSALS_SHOWN]:
             note(f"refused {name}: {reason}")
@@ -78,6 +81,29 @@ def predict(
             note(f"and {len(report.refusals) - _MOST_REFUSALS_SHOWN} more; --json lists them all")
     if report.refusals:
         raise typer.Exit(1)
+
+
+def _print_first(report: PredictionReport) -> None:
+    """The first rows, as far as people want to read them: the energy, the gap, and what is unusual."""
+    shown = [
+        (title, key)
+        for title, key in (("formation energy (eV)", "formation_energy"), ("gap (eV)", "homo_lumo_gap_min"))
+        if report.first and f"{key}_mean" in report.first[0]
+    ]
+    rows = [
+        [
+            row["name"],
+            f"{row['host']} {row['supercell']}",
+            row["configuration"],
+            *(f"{float(str(row[f'{key}_mean'])):.3f} +- {float(str(row[f'{key}_std'])):.3f}" for _, key in shown),
+            row["beyond_training"],
+        ]
+        for row in report.first
+    ]
+    if rows:
+        print_table(["name", "host", "configuration", *(title for title, _ in shown), "beyond training"], rows)
+    if report.rows > len(rows):
+        print(f"and {report.rows - len(rows)} more")
 
 
 def database_of(project: Project, model: str | None) -> Engine | None:

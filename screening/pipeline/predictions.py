@@ -35,6 +35,7 @@ from screening.pipeline.pretrained import DEFAULT_MODEL, ModelFile, is_model_pat
 if TYPE_CHECKING:
     from screening.learning.ensemble import Ensemble
 
+FIRST_ROWS = 20  # that a report has
 _ROWS_PER_SCORING = 8192
 _WIDE = 0.95
 
@@ -46,12 +47,14 @@ class PredictionReport:
     Attributes:
         rows: structures that were predicted.
         refusals: name and reason of each one that was not.
+        first: the first rows of the file, by column.
     """
 
     model: str
     rows: int
     seconds: float
     refusals: list[tuple[str, str]]
+    first: list[dict[str, object]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,11 +198,10 @@ def predict_files(
         if on_progress is not None and len(matches) % 50 == 0:
             on_progress(len(matches))
     matches = [_checked(number, match, reader, predictor.ensemble) for number, match in matches]
-    _write(output, predictor, reader, matches, device=device)
+    first = _write(output, predictor, reader, matches, device=device)
     refusals = [(match.name, match.reason) for _, match in matches if match.configuration is None]
-    return PredictionReport(
-        predictor.name, len(matches) - len(refusals), round(time.monotonic() - started, 2), refusals
-    )
+    seconds = round(time.monotonic() - started, 2)
+    return PredictionReport(predictor.name, len(matches) - len(refusals), seconds, refusals, first)
 
 
 def _read(path: Path, reader: _Reader) -> Iterator[tuple[int, Match]]:
@@ -261,8 +263,8 @@ def _checked(number: int, match: Match, reader: _Reader, ensemble: Ensemble) -> 
 
 def _write(
     output: Path, predictor: Predictor, reader: _Reader, matches: Sequence[tuple[int, Match]], *, device: str
-) -> None:
-    """Score block by block in the order of the structures, and replace the file at the end."""
+) -> list[dict[str, object]]:
+    """Score block by block in the order of the structures, and replace the file at the end; its first rows."""
     properties = predictor.ensemble.properties
     columns = [
         "name", "configuration", "n_defects",
@@ -272,16 +274,20 @@ def _write(
     ]  # fmt: skip
     accepted = [(number, match) for number, match in matches if match.configuration is not None]
     partial = output.with_name(f".{output.name}.{os.getpid()}")
+    first: list[dict[str, object]] = []
     try:
         with partial.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(columns)
             for start in range(0, len(accepted), _ROWS_PER_SCORING):
                 block = accepted[start : start + _ROWS_PER_SCORING]
-                writer.writerows(_rows(predictor, reader, block, device=device))
+                rows = _rows(predictor, reader, block, device=device)
+                writer.writerows(rows)
+                first += [dict(zip(columns, row, strict=True)) for row in rows[: FIRST_ROWS - len(first)]]
         partial.replace(output)
     finally:
         partial.unlink(missing_ok=True)
+    return first
 
 
 def _rows(

@@ -98,7 +98,10 @@ def test_without_a_project_the_shipped_model_predicts_and_says_so(
     printed = capsys.readouterr()
     assert "no services are known in" in printed.err
     assert "predicting with small, which comes with the package (formula; MoS2)" in printed.err
-    assert printed.out.startswith("1 rows by model small")
+    assert "1 rows by model small" in printed.out
+    head, row = (line.split() for line in printed.out.splitlines()[:2])
+    assert head[:3] == ["name", "host", "configuration"]
+    assert row[:4] == ["vacancy", "MoS2", "6x6", "v_S"]
     assert len(rows_of(alone / "out.csv")) == 1
 
 
@@ -158,7 +161,7 @@ def test_the_models_of_a_database_come_first(
     assert predict(structure, "-o", "out.csv") == 0
     printed = capsys.readouterr()
     assert printed.err == ""
-    assert printed.out.startswith("1 rows by model stored")
+    assert "1 rows by model stored" in printed.out
     project.engine.dispose()
 
 
