@@ -16,8 +16,8 @@ from screening.errors import InputError
 
 if TYPE_CHECKING:
     from screening.pipeline.evaluation import EvaluatedModel, Evaluation
-    from screening.pipeline.evaluation_files import EvaluationOrigin
     from screening.pipeline.labelled_files import LabelledFiles
+    from screening.pipeline.yardsticks import Yardstick
 
 _SPLITS = ("train", "validation", "test", "all")
 _MOST_REFUSALS_SHOWN = 20
@@ -58,6 +58,14 @@ def evaluate(
     include_learnt: Annotated[
         bool, typer.Option("--include-learnt", help="Count rows that the model has learnt from, too.")
     ] = False,
+    yardsticks: Annotated[
+        bool,
+        typer.Option(
+            "--yardsticks",
+            help="Fit the pair expansion and boosted trees to those rows that the model has learnt from, and show them "
+            "beside it; about a minute for 2DMD.",
+        ),
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -83,7 +91,7 @@ def evaluate(
     within the error bars. Metrics, rows and plots are stored in a folder.
     """
     from screening.pipeline.evaluation import evaluate_model, find_model
-    from screening.pipeline.evaluation_files import EvaluationOrigin, store_evaluation
+    from screening.pipeline.evaluation_files import EvaluationOrigin, evaluation_to_json, store_evaluation
     from screening.pipeline.labelled_files import Selection, read_labelled
     from screening.pipeline.labelled_results import GivenReferences
 
@@ -95,19 +103,23 @@ def evaluate(
         labelled = read_labelled(
             data, selection=Selection(tuple(subset or ()), splits), references=references, on_progress=show
         )
+    if yardsticks and include_learnt:
+        raise InputError("--yardsticks are fitted to the learnt rows, so leave --include-learnt out")
     evaluation = evaluate_model(
         found_model, labelled, include_learnt=include_learnt, properties=tuple(properties or ()),
         device=project.settings.device,
     )  # fmt: skip
+    shown = _shown(evaluation, properties, all_properties=all_properties)
+    fitted = _fit_yardsticks(found_model, labelled, evaluation, shown) if yardsticks else []
     origin = EvaluationOrigin.of(found_model, evaluation, data, splits=splits, includes_learnt=include_learnt)
     folder = output or origin.folder(project.settings.home)
-    files = store_evaluation(evaluation, origin, folder)
+    files = store_evaluation(evaluation, origin, folder, yardsticks=fitted)
     if as_json:
-        _print_json(evaluation, origin, files)
+        print_json({**evaluation_to_json(evaluation, origin, fitted), "files": files})
         return
     _print_counts(found_model, labelled, evaluation)
-    shown = _shown(evaluation, properties, all_properties=all_properties)
-    _print_tables(evaluation, shown, by_defects=by_defects)
+    _print_comparisons(evaluation, shown, fitted)
+    _print_metrics(evaluation, shown, by_defects=by_defects)
     print(f"\nstored: {folder} ({', '.join(path.name for path in files)})")
 
 
@@ -147,24 +159,38 @@ def _print_counts(model: EvaluatedModel, labelled: LabelledFiles, evaluation: Ev
         note(f"and {len(refusals) - _MOST_REFUSALS_SHOWN} more; evaluation.json lists them all")
 
 
-def _print_tables(evaluation: Evaluation, names: list[str], *, by_defects: bool) -> None:
-    from screening.pipeline.evaluation import metrics_by_defects, metrics_by_subset
-    from screening.pipeline.evaluation_tables import comparison_table, metrics_table, worse_than_published
+def _fit_yardsticks(
+    model: EvaluatedModel, labelled: LabelledFiles, evaluation: Evaluation, names: list[str]
+) -> list[Yardstick]:
+    import numpy as np
+
+    from screening.learning.fingerprints import fingerprints_of_rows
+    from screening.pipeline.yardsticks import fit_yardsticks
+
+    assert model.learnt is not None
+    learnt = labelled.chosen(np.isin(fingerprints_of_rows(labelled), model.learnt))
+    with progress_bar("fit") as show:
+        return fit_yardsticks(evaluation, learnt, properties=names, on_progress=lambda text: show(0, 0, text))
+
+
+def _print_comparisons(evaluation: Evaluation, names: list[str], yardsticks: list[Yardstick]) -> None:
+    """Mean absolute errors beside those of other methods."""
+    from screening.pipeline.evaluation_tables import comparison_table, worse_than_others
 
     for name in names:
         print()
-        print_table(*comparison_table(evaluation, name))
-        if worse := worse_than_published(evaluation, name):
-            print(f"a published or reference model is better on {', '.join(worse)}")
+        print_table(*comparison_table(evaluation, name, yardsticks))
+        if worse := worse_than_others(evaluation, name, yardsticks):
+            print(f"another method is better on {', '.join(worse)}")
+
+
+def _print_metrics(evaluation: Evaluation, names: list[str], *, by_defects: bool) -> None:
+    from screening.pipeline.evaluation import metrics_by_defects, metrics_by_subset
+    from screening.pipeline.evaluation_tables import metrics_table
+
     print()
     print_table(*metrics_table([row for name in names for row in metrics_by_subset(evaluation, name)]))
     if by_defects:
         print()
         rows = [row for name in names for row in metrics_by_defects(evaluation, name)]
         print_table(*metrics_table(rows, by_defects=True))
-
-
-def _print_json(evaluation: Evaluation, origin: EvaluationOrigin, files: list[Path]) -> None:
-    from screening.pipeline.evaluation_files import all_metrics, evaluation_to_json
-
-    print_json({**evaluation_to_json(evaluation, origin, all_metrics(evaluation)), "files": files})

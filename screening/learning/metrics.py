@@ -27,7 +27,7 @@ class Metrics:
     Attributes:
         n_rows: rows with a label.
         mae: mean absolute error, eV or Bohr magneton, as are `mae_noise`, `rmse` and `mean_std`.
-        mae_noise: bootstrap standard error of the mean absolute error.
+        mae_noise: bootstrap standard error of the mean absolute error; NaN for a single row, which does not show it.
         rmse: root mean square error.
         within: share of the rows whose error is at most `CLOSE`.
         coverage_68: share of the rows with the label in the interval that should hold 68 % of them.
@@ -74,7 +74,7 @@ def measure(found: ErrorBars) -> Metrics:
     return Metrics(
         n_rows=n_rows,
         mae=float(size.mean()),
-        mae_noise=float(size.std() / np.sqrt(n_rows)),
+        mae_noise=float(size.std() / np.sqrt(n_rows)) if n_rows > 1 else float("nan"),
         rmse=float(np.sqrt((size**2).mean())),
         within=float((size <= CLOSE).mean()),
         coverage_68=float((size <= labelled.stds).mean()),

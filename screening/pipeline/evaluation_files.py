@@ -32,6 +32,7 @@ from screening.pipeline.evaluation import (
     metrics_by_subset,
 )
 from screening.pipeline.evaluation_plots import closest_pairs, write_plots
+from screening.pipeline.yardsticks import Yardstick, yardstick_errors
 
 FOLDER = "evaluations"  # in the project's home
 _ROW_COLUMNS = (
@@ -80,16 +81,18 @@ class EvaluationOrigin:
         return next(path for path in taken if not path.exists())
 
 
-def all_metrics(evaluation: Evaluation, *, by_defects: bool = True) -> list[MetricRow]:
+def all_metrics(evaluation: Evaluation) -> list[MetricRow]:
     """The metrics of every property by subset, and by number of defects in these."""
     found = []
     for name in evaluation.properties:
         found += metrics_by_subset(evaluation, name)
-        found += metrics_by_defects(evaluation, name) if by_defects else []
+        found += metrics_by_defects(evaluation, name)
     return found
 
 
-def store_evaluation(evaluation: Evaluation, origin: EvaluationOrigin, folder: Path) -> list[Path]:
+def store_evaluation(
+    evaluation: Evaluation, origin: EvaluationOrigin, folder: Path, *, yardsticks: Sequence[Yardstick] = ()
+) -> list[Path]:
     """Write an evaluation into a folder, which is made if it is not there; the files.
 
     Raises:
@@ -98,10 +101,9 @@ def store_evaluation(evaluation: Evaluation, origin: EvaluationOrigin, folder: P
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "evaluation.json").unlink(missing_ok=True)  # it vouches for the other files
-        metrics = all_metrics(evaluation)
-        written = [_write_metrics(folder / "metrics.csv", metrics), _write_rows(folder / "rows.csv", evaluation)]
+        written = [_write_metrics(folder / "metrics.csv", evaluation), _write_rows(folder / "rows.csv", evaluation)]
         written += write_plots(evaluation, folder)
-        summary = json.dumps(evaluation_to_json(evaluation, origin, metrics), indent=1, allow_nan=False)
+        summary = json.dumps(evaluation_to_json(evaluation, origin, yardsticks), indent=1, allow_nan=False)
         (folder / "evaluation.json").write_text(summary + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(f"the evaluation cannot be written into {folder} ({error}); give another --output") from error
@@ -109,7 +111,7 @@ def store_evaluation(evaluation: Evaluation, origin: EvaluationOrigin, folder: P
 
 
 def evaluation_to_json(
-    evaluation: Evaluation, origin: EvaluationOrigin, metrics: Sequence[MetricRow]
+    evaluation: Evaluation, origin: EvaluationOrigin, yardsticks: Sequence[Yardstick] = ()
 ) -> dict[str, Any]:
     """What `evaluation.json` holds, in plain JSON types; energies in eV."""
     return {
@@ -122,7 +124,13 @@ def evaluation_to_json(
         "n_left_out": evaluation.n_left_out,
         "n_unlabelled": evaluation.rows.n_unlabelled,
         "refused": [{"name": name, "reason": reason} for name, reason in _refusals(evaluation)],
-        "metrics": [_metric_to_json(row) for row in metrics],
+        "metrics": [_metric_to_json(row) for row in all_metrics(evaluation)],
+        "yardsticks": [
+            {"method": yardstick.name, "property": name, "subset": subset, "mae": mae}
+            for yardstick in yardsticks
+            for name in evaluation.properties
+            for subset, mae in yardstick_errors(evaluation, yardstick, name).items()
+        ],
     }
 
 
@@ -135,8 +143,8 @@ def _metric_to_json(row: MetricRow) -> dict[str, Any]:
     return {"property": row.property, "subset": row.subset, "n_defects": row.n_defects, **numbers}
 
 
-def _write_metrics(path: Path, metrics: Sequence[MetricRow]) -> Path:
-    rows = [_metric_to_json(row) for row in metrics]
+def _write_metrics(path: Path, evaluation: Evaluation) -> Path:
+    rows = [_metric_to_json(row) for row in all_metrics(evaluation)]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

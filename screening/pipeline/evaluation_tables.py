@@ -14,6 +14,7 @@ import numpy as np
 
 from screening.dft.dataset_2dmd import SUBSETS
 from screening.pipeline.evaluation import MEAN_OF_SUBSETS, Evaluation, MetricRow, metrics_by_subset
+from screening.pipeline.yardsticks import Yardstick, yardstick_errors
 
 Table = tuple[list[str], list[list[str]]]
 """Columns, and rows of cells; numbers as texts, so that each has the digits that mean something."""
@@ -52,8 +53,8 @@ def unit_of(name: str) -> str:
     return "1e-3 Bohr magneton" if name == "total_mag" else "meV"
 
 
-def comparison_table(evaluation: Evaluation, name: str) -> Table:
-    """Mean absolute errors of a property: a column for each subset, a row for the model and each published method.
+def comparison_table(evaluation: Evaluation, name: str, yardsticks: Sequence[Yardstick] = ()) -> Table:
+    """Mean absolute errors of a property: a column for each subset, a row for the model and each other method.
 
     The mean of a method is that over the subsets that are evaluated here; it is empty where one has no figure.
     """
@@ -65,8 +66,13 @@ def comparison_table(evaluation: Evaluation, name: str) -> Table:
         ["rows", *(f"{row.metrics.n_rows:,}" for row in found)],
     ]
     subsets = [row.subset for row in found if row.subset != MEAN_OF_SUBSETS]
-    for method, errors in PUBLISHED.get(name, {}).items():
-        known = dict(zip(SUBSETS, errors, strict=True))
+    for yardstick in yardsticks:
+        errors = yardstick_errors(evaluation, yardstick, name)
+        of_all = _error(float(np.mean([errors.get(subset, np.nan) for subset in subsets])))
+        cells = {MEAN_OF_SUBSETS: of_all, **{subset: _error(error) for subset, error in errors.items()}}
+        rows.append([f"{yardstick.name} on the same rows", *(cells.get(row.subset, "") for row in found)])
+    for method, published in PUBLISHED.get(name, {}).items():
+        known = dict(zip(SUBSETS, published, strict=True))
         figures = [known[subset] for subset in subsets if subset in known]
         if figures:
             mean = f"{np.mean(figures):.0f}" if len(figures) == len(subsets) else ""
@@ -75,15 +81,16 @@ def comparison_table(evaluation: Evaluation, name: str) -> Table:
     return columns, rows
 
 
-def worse_than_published(evaluation: Evaluation, name: str) -> list[str]:
-    """Short names of the subsets in which a published or reference method has a smaller error."""
-    worse = []
-    for row in metrics_by_subset(evaluation, name):
-        if row.subset in SUBSETS and name in PUBLISHED:
-            best = min(errors[SUBSETS.index(row.subset)] for errors in PUBLISHED[name].values())
-            if _MILLI * row.metrics.mae > best:
-                worse.append(short_name(row.subset))
-    return worse
+def worse_than_others(evaluation: Evaluation, name: str, yardsticks: Sequence[Yardstick] = ()) -> list[str]:
+    """Short names of the subsets in which another method has a smaller error."""
+    errors = {yardstick.name: yardstick_errors(evaluation, yardstick, name) for yardstick in yardsticks}
+    for method, published in PUBLISHED.get(name, {}).items():
+        errors[method] = {s: error / _MILLI for s, error in zip(SUBSETS, published, strict=True)}
+    return [
+        short_name(row.subset)
+        for row in metrics_by_subset(evaluation, name)
+        if any(of_method.get(row.subset, np.inf) < row.metrics.mae for of_method in errors.values())
+    ]
 
 
 def metrics_table(rows: Sequence[MetricRow], *, by_defects: bool = False) -> Table:
@@ -108,4 +115,4 @@ def _column(subset: str) -> str:
 
 
 def _error(value: float) -> str:
-    return f"{_MILLI * value:.1f}"
+    return f"{_MILLI * value:.1f}" if np.isfinite(value) else ""

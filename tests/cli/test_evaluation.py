@@ -215,6 +215,16 @@ def test_a_model_of_the_project_is_known_by_its_results(
     assert (folder / "evaluation.json").is_file()
 
 
+def test_yardsticks_exclude_learnt_rows_and_need_some(screening: Screening, release: Path, model: Path) -> None:
+    arguments = ("evaluate", "--model", model, "--data", release, "--yardsticks")
+    code, _, err = screening(*arguments, "--include-learnt")
+    assert code == 1
+    assert "leave --include-learnt out" in err
+    code, _, err = screening(*arguments)
+    assert code == 1
+    assert "the data hold 3 rows that the model has learnt from, too few" in err
+
+
 def test_data_that_are_not_there_are_an_error(screening: Screening, model: Path, tmp_path: Path) -> None:
     code, out, err = screening("evaluate", "--model", model, "--data", tmp_path / "nothing", "--json")
     assert code == 1
