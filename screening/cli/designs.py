@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from screening.cli.options import AsJson, ModelName, SomeSupercell
-from screening.cli.output import print_json, print_table
+from screening.cli.output import note, print_json, print_table
 from screening.cli.project import Project, stored_host_name
 from screening.errors import InputError
 
@@ -78,8 +78,8 @@ def design(
         space = {"id": table.search_space_id, "description": table.search_space, "candidates": table.candidates}
         print_json(
             {
-                "sql": table.sql, "model": table.model, "campaign": table.campaign, "search_space": space,
-                "rows": table.rows, "ranking": ranking,
+                "sql": table.sql, "model": table.model, "newer": table.newer, "campaign": table.campaign,
+                "search_space": space, "rows": table.rows, "ranking": ranking,
             }
         )  # fmt: skip
         return
@@ -91,6 +91,15 @@ def design(
         f"\n{len(table.rows)} rows by model {table.model}, of the {table.candidates:,} candidates of campaign "
         f"{table.campaign} ({table.search_space})" + (f", kept as ranking {ranking}" if save else "")
     )
+    note_stale(table.model, table.newer, table.campaign)
+
+
+def note_stale(model: str, newer: str | None, campaign: str) -> None:
+    """Say it where predictions are those of a version that is no longer in production."""
+    if newer is not None:
+        note(
+            f"stale: {newer} is in production instead of {model}; `screening campaign rescore {campaign}` scores again"
+        )
 
 
 def find_query(session: Session, campaign_name: str | None, **options: Any) -> DesignQuery:
@@ -229,6 +238,9 @@ def next_(
     sort: Sort = None,
     highest: Highest = False,
     campaign: CampaignName = None,
+    learn: Annotated[
+        bool, typer.Option("--learn", help="What makes the model better everywhere, not what satisfies windows.")
+    ] = False,
     n: Annotated[int, typer.Option("--n", help="How many calculations to propose.")] = 5,
     model: ModelName = None,
     level: Annotated[
@@ -247,7 +259,14 @@ def next_(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Propose the next calculations for a design query, and store them as a round."""
+    """Propose the next calculations for a design query, or for the model itself, and store them as a round."""
+    from screening.database.models import newer_in_production
+    from screening.pipeline.designs import find_campaign
+
+    if learn and (gap or window or sort or highest):
+        raise InputError(
+            "--learn chooses what makes the model better everywhere; leave --gap, --window, --sort and --highest out"
+        )
     parse_windows(gap, window)
     project = Project()
     with project.transaction() as session:
@@ -255,32 +274,39 @@ def next_(
             session, campaign, host=host, supercell=supercell, gap=gap, window=window, max_defects=max_defects,
             sort=sort, highest=highest,
         )  # fmt: skip
+        answering, scorer = find_campaign(session, query, model_name=model, campaign_name=campaign)
+        stale = (scorer.name, newer_in_production(session, scorer.id), answering.name)
     proposals = propose_stored(
-        project, query, structures, n=n, model_name=model, campaign_name=campaign, level_name=level,
+        project, query, structures, learn=learn, n=n, model_name=model, campaign_name=campaign, level_name=level,
         only_stored=only_stored, seed=seed,
     )  # fmt: skip
     if as_json:
-        print_json({"proposals": proposals})
+        print_json({"model": stale[0], "newer": stale[1], "campaign": stale[2], "proposals": proposals})
     else:
         print_proposals(proposals)
+        note_stale(*stale)
         if structures is not None:
             print(f"\n{len(proposals)} structures in {structures}; `screening results add` takes their results in")
 
 
 def propose_stored(
-    project: Project, query: DesignQuery, structures: Path | None = None, **choice: Any
+    project: Project, query: DesignQuery, structures: Path | None = None, *, learn: bool = False, **choice: Any
 ) -> list[dict[str, Any]]:
-    """Store a round of proposals, chosen as `screening.pipeline.rounds.propose` is told; one row each.
+    """Store a round of proposals, one row each.
 
     Args:
         structures: folder for a structure file of each proposal; the round is stored once they are written.
+        learn: choose what makes the model better everywhere, not what satisfies the query.
+        choice: what `screening.pipeline.rounds.propose` and `informative_rounds.propose_informative` are told.
     """
     from dataclasses import asdict
 
+    from screening.pipeline.informative_rounds import propose_informative
     from screening.pipeline.rounds import propose, write_structures
 
     with project.transaction() as session:
-        found = propose(session, with_stored_host(session, query), **choice)
+        choose = propose_informative if learn else propose
+        found = choose(session, with_stored_host(session, query), **choice)
         rows = [asdict(proposal) for proposal in found]
         if structures is not None:
             paths = write_structures(session, [proposal.calculation_id for proposal in found], structures)

@@ -42,11 +42,17 @@ class Proposal:
 
 
 @dataclass(frozen=True, eq=False)
-class _Pool:
-    """Candidates among which a round is chosen; one row each in every array."""
+class Pool:
+    """Candidates among which a round is chosen."""
 
     candidate_ids: list[int]
     configurations: list[Configuration]
+
+
+@dataclass(frozen=True, eq=False)
+class _PredictedPool(Pool):
+    """The same with what a query asks of them; one row each in every array."""
+
     probability: NDArray[np.float64]
     mean: NDArray[np.float64]
     std: NDArray[np.float64]
@@ -87,7 +93,7 @@ def propose(
     level_id = model.level_id if level_name is None else level_of_name(session, level_name)
     space = session.get_one(tables.SearchSpace, campaign.search_space_id)
     pool = _read_pool(
-        session, _open_candidates(query, campaign, space, level_id=level_id, only_stored=only_stored), _improved(query)
+        session, open_candidates(query, campaign, space, level_id=level_id, only_stored=only_stored), _improved(query)
     )
     if not pool.candidate_ids:
         raise InputError(
@@ -103,7 +109,7 @@ def propose(
     round_ = tables.Round(model_id=model.id, level_id=level_id, query=query.model_dump(mode="json"), seed=seed)
     session.add(round_)
     session.flush()
-    return _store_proposals(session, stored, pool, round_, reasons={int(i): _reason(pool, i, worth[i]) for i in chosen})
+    return store_proposals(session, stored, pool, round_, reasons={int(i): _reason(pool, i, worth[i]) for i in chosen})
 
 
 def write_structures(session: Session, calculation_ids: Sequence[int], folder: Path) -> dict[int, Path]:
@@ -208,7 +214,7 @@ def _check_properties(query: DesignQuery, model: tables.TrainedModel) -> None:
         )
 
 
-def _open_candidates(
+def open_candidates(
     query: DesignQuery, campaign: tables.Campaign, space: tables.SearchSpace, *, level_id: int, only_stored: bool
 ) -> Select[Any]:
     """The SELECT of the candidates that could be proposed at a level of theory, the likeliest first.
@@ -235,10 +241,10 @@ def _open_candidates(
     return statement.where(same.exists()) if only_stored else statement
 
 
-def _read_pool(session: Session, statement: Select[Any], improved: str) -> _Pool:
+def _read_pool(session: Session, statement: Select[Any], improved: str) -> _PredictedPool:
     """What a SELECT of candidates returns, with the prediction of the property that is to improve."""
     rows = session.execute(statement).mappings().all()
-    return _Pool(
+    return _PredictedPool(
         [row["candidate"] for row in rows],
         [Configuration(tuple(row["sites"]), tuple(row["defect_types"])) for row in rows],
         np.array([row["probability"] for row in rows], np.float64),
@@ -254,7 +260,7 @@ def _improved(query: DesignQuery) -> str:
     return query.windows[0].property if query.windows else "formation_energy_per_site"
 
 
-def _worth(pool: _Pool, query: DesignQuery, best: float | None, *, n: int) -> NDArray[np.float64]:
+def _worth(pool: _PredictedPool, query: DesignQuery, best: float | None, *, n: int) -> NDArray[np.float64]:
     """What the calculation of each row of the pool is worth; `best` is the best value known."""
     from screening.learning.acquisition import expected_improvement
 
@@ -299,7 +305,7 @@ def _features(configurations: list[Configuration], supercell: Supercell) -> NDAr
     return features
 
 
-def _reason(pool: _Pool, i: int, worth: float) -> str:
+def _reason(pool: _PredictedPool, i: int, worth: float) -> str:
     """Why a row of the pool is proposed."""
     return (
         f"probability {pool.probability[i]:.2f} that every window holds, predicted "
@@ -307,8 +313,8 @@ def _reason(pool: _Pool, i: int, worth: float) -> str:
     )
 
 
-def _store_proposals(
-    session: Session, stored: StoredSupercell, pool: _Pool, round_: tables.Round, *, reasons: Mapping[int, str]
+def store_proposals(
+    session: Session, stored: StoredSupercell, pool: Pool, round_: tables.Round, *, reasons: Mapping[int, str]
 ) -> list[Proposal]:
     """Store rows of the pool as the proposed calculations of a round; reasons by row."""
     configuration_ids = add_configurations(session, stored, [pool.configurations[i] for i in reasons])

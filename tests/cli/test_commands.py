@@ -231,3 +231,10 @@ def test_a_faulty_option_of_a_design_query_is_named() -> None:
         build_query(host="MoS2", window=["bandgap=1:2"])
     with pytest.raises(InputError, match="write property=low:high"):
         build_query(host="MoS2", window=["1:2"])
+
+
+@pytest.mark.parametrize("option", [("--gap", "1:1.2"), ("--window", "homo=:1"), ("--sort", "lumo"), ("--highest",)])
+def test_what_serves_the_model_serves_no_query(option: tuple[str, ...], tmp_path: Path) -> None:
+    finished = screening("next", "--host", "MoS2", "--learn", *option, home=tmp_path)
+    assert finished.returncode == 1
+    assert "leave --gap, --window, --sort and --highest out" in finished.stderr

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 
 from screening.cli.calculations import builtin_level, calculate_stored, describe_calculations
-from screening.cli.designs import build_query, describe_nothing, with_stored_host
+from screening.cli.designs import build_query, describe_nothing, propose_stored, with_stored_host
 from screening.cli.project import Project
 from screening.database import tables
 from screening.database.session import session_scope
@@ -22,6 +23,7 @@ from screening.errors import InputError
 from screening.pipeline.hosts import add_configurations, add_supercell
 from screening.pipeline.references import add_level
 from screening.settings import Settings
+from tests.pipeline.test_rounds import scored
 from tests.synthetic_results import mos2, random_configurations
 
 
@@ -102,3 +104,14 @@ def test_a_query_may_name_a_host_as_the_catalogue_also_does(project: Project) ->
         add_supercell(session, Supercell.parse(catalogue_host("h-BN"), "3x3"))
         assert with_stored_host(session, build_query(host="hBN")).host == "h-BN"
         assert with_stored_host(session, build_query(host="my own")).host == "my own"
+
+
+def test_what_serves_the_model_has_its_structures(project: Project, clean_engine: Engine, tmp_path: Path) -> None:
+    with session_scope(clean_engine) as session:
+        scored(session)
+    rows = propose_stored(project, build_query(host="MoS2"), tmp_path / "next", learn=True, n=3, seed=2)
+    assert all("of the uncertainty of all candidates" in row["reason"] for row in rows)
+    assert [row["structure"].is_file() for row in rows] == [True] * 3
+    with session_scope(clean_engine) as session:
+        stored = session.scalars(select(tables.Calculation).order_by(tables.Calculation.id)).all()
+        assert {row.id: row.state for row in stored} == {row["calculation_id"]: "proposed" for row in rows}
