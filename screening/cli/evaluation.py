@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from screening.pipeline.labelled_files import LabelledFiles
     from screening.pipeline.yardsticks import Yardstick
 
-_SPLITS = ("train", "validation", "test", "all")
+_SPLITS = ("train", "validation", "test", "none", "all")
 _MOST_REFUSALS_SHOWN = 20
 
 
@@ -47,7 +47,9 @@ def evaluate(
     ] = None,
     split: Annotated[
         list[str] | None,
-        typer.Option("--split", help="Only rows of this split: train, validation, test; all if not given."),
+        typer.Option(
+            "--split", help="Only rows of this split: train, validation, test, or none (without one); all if not given."
+        ),
     ] = None,
     subset: Annotated[
         list[str] | None, typer.Option("--subset", help="Only this subset of a release; may be repeated.")

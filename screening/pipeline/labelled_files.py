@@ -48,7 +48,7 @@ class Selection:
 
     Attributes:
         subsets: of a release: names in full or by their last part; all if empty.
-        splits: train, validation, test; all rows if empty, those without a split among them.
+        splits: train, validation, test, or none for rows that their data set assigns to no split; all rows if empty.
     """
 
     subsets: Collection[str] = ()
@@ -56,7 +56,7 @@ class Selection:
 
     def takes(self, split: str | None) -> bool:
         """Whether rows of this split are wanted."""
-        return not self.splits or split in self.splits
+        return not self.splits or (split or "none") in self.splits
 
 
 EVERYTHING = Selection()

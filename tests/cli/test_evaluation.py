@@ -137,7 +137,7 @@ def test_only_rows_of_the_wanted_split_count(screening: Screening, release: Path
     assert code == 1
     assert "none of 3 labelled rows is left" in err
     code, _, err = screening("evaluate", "--model", model, "--data", release, "--split", "tset")
-    assert "--split 'tset' is not known; expected train, validation, test, all" in err
+    assert "--split 'tset' is not known; expected train, validation, test, none, all" in err
 
 
 def test_a_model_that_does_not_say_what_it_learnt_is_refused(

@@ -96,6 +96,13 @@ def test_test_rows_are_read_as_such(folder: Path) -> None:
     assert not found.rows().is_validation[found.names.index("row-v_Mo")]
 
 
+def test_rows_that_no_split_names_can_be_asked_for(folder: Path) -> None:
+    write_table(folder / "split.csv", [{"_id": "row-v_S", "split": "train"}])
+    found = read_labelled(folder, selection=Selection(splits=("none",)))
+    assert found.n_rows == N_RESULTS - 1
+    assert "row-v_S" not in found.names
+
+
 def test_rows_without_a_split_have_none(tmp_path: Path) -> None:
     assert set(read_labelled(write_subset(tmp_path / NAME, with_split=False)).splits) == {None}
 
