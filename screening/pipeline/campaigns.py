@@ -25,7 +25,7 @@ from screening.database.leases import LEASE_S
 from screening.database.session import end_when_idle, session_scope
 from screening.defects.enumeration import CHUNK_ROWS, plan_chunks
 from screening.errors import CountMismatchError, InputError
-from screening.pipeline.model_transfer import label_ranges
+from screening.pipeline.file_models import label_ranges
 from screening.pipeline.searches import check_trained_types, load_search_space
 
 N_BINS = 200

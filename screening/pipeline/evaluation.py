@@ -17,22 +17,24 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Engine, exists, select
+from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from screening.database import tables
 from screening.database.models import lineage
 from screening.database.session import session_scope
 from screening.defects.defect_types import Configuration
+from screening.defects.host import Host
 from screening.dft.results import LevelOfTheory
 from screening.dft.vasp import agree
 from screening.errors import InputError, LevelOfTheoryError, UnknownNameError
 from screening.learning.fingerprints import fingerprints, fingerprints_of_rows
 from screening.learning.metrics import ErrorBars, Metrics, mean_of_groups, measure_groups
+from screening.pipeline.file_models import weights_of_files
 from screening.pipeline.hosts import load_supercell
 from screening.pipeline.labelled_files import LabelledFiles
 from screening.pipeline.predictions import choose_predictor
-from screening.pipeline.pretrained import DEFAULT_MODEL, has_card, is_model_path, read_model_file
+from screening.pipeline.pretrained import DEFAULT_MODEL, is_model_path, read_model_file
 
 if TYPE_CHECKING:
     from screening.learning.ensemble import Ensemble
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 MEAN_OF_SUBSETS = "mean of subsets"
 LEARNT = "learnt"  # name of the fingerprints among the arrays that an ensemble carries
 _WIDE = 0.95
+_SAME_CELL = 0.1  # of squared lengths and of fractional coordinates; functionals differ by 3 % in lengths
+_SAME_HEIGHT = 0.5  # angstrom
 _NOTHING = np.empty(0, np.uint64)
 
 
@@ -81,12 +85,14 @@ class EvaluatedModel:
 
     Attributes:
         sha256: of its weights, or of its file.
+        hosts: those it has learnt from.
         learnt: (n,) uint64 fingerprints of what it has learnt from; None where it does not say.
     """
 
     name: str
     level: LevelOfTheory
     sha256: str
+    hosts: tuple[Host, ...]
     ensemble: Ensemble
     learnt: NDArray[np.uint64] | None
 
@@ -185,7 +191,7 @@ def find_model(engine: Engine | None, name: str | None) -> EvaluatedModel:
     if predictor.is_of_file:
         file = read_model_file(DEFAULT_MODEL if name is None else Path(name) if is_model_path(name) else name)
         digest = hashlib.sha256(file.packed).hexdigest()
-        return EvaluatedModel(predictor.name, file.card.level, digest, predictor.ensemble, carried)
+        return EvaluatedModel(predictor.name, file.card.level, digest, predictor.hosts, predictor.ensemble, carried)
     assert engine is not None
     with session_scope(engine) as session:
         row = session.scalars(select(tables.TrainedModel).where(tables.TrainedModel.name == predictor.name)).one()
@@ -196,6 +202,7 @@ def find_model(engine: Engine | None, name: str | None) -> EvaluatedModel:
             name=row.name,
             level=LevelOfTheory(level.name, level.code, level.functional, level.settings),
             sha256=row.weights_sha256 or "",
+            hosts=predictor.hosts,
             ensemble=predictor.ensemble,
             learnt=learnt if len(learnt) else None,
         )
@@ -213,9 +220,12 @@ def evaluate_model(
 
     Raises:
         LevelOfTheoryError: labels are at another level of theory than the model.
-        InputError: the model does not say what it has learnt from; as `evaluate_ensemble` says.
+        InputError: the model does not say what it has learnt from, or its hosts number their sites otherwise; as
+            `evaluate_ensemble` says.
     """
     check_level(labelled, model.level)
+    if not include_learnt:
+        check_numbering(labelled, model.hosts)
     if model.learnt is None and not include_learnt:
         raise InputError(
             f"model {model.name} does not say what it has learnt from, so its errors on rows it knows would pass for "
@@ -245,6 +255,23 @@ def check_level(labelled: LabelledFiles, level: LevelOfTheory) -> None:
             )
 
 
+def check_numbering(labelled: LabelledFiles, hosts: Sequence[Host]) -> None:
+    """Make sure that hosts of one name number their sites alike: what was learnt is known by the numbers of sites.
+
+    Raises:
+        InputError: one does not.
+    """
+    of_name = {host.name: host for host in hosts}
+    for supercell in labelled.supercells:
+        host = of_name.get(supercell.host.name, supercell.host)
+        if not _is_numbered_alike(supercell.host, host):
+            raise InputError(
+                f"the unit cell of {host.name} that the model has learnt with ({host.source}) is another than that of "
+                f"the data ({supercell.host.source}), so that learnt rows would not be recognised; name the host "
+                "otherwise, or evaluate all rows with --include-learnt"
+            )
+
+
 def learnt_by(session: Session, model_id: int) -> NDArray[np.uint64]:
     """(n,) sorted fingerprints of all that a stored model and those it started from were trained on, here or before."""
     trained = tables.ModelTrainingResult
@@ -268,16 +295,6 @@ def carried_by(session: Session, model_id: int) -> NDArray[np.uint64]:
 
     ensembles = [ensemble_from_bytes(weights) for weights in weights_of_files(session, model_id)]
     return np.concatenate([_NOTHING, *(ensemble.extra.get(LEARNT, _NOTHING) for ensemble in ensembles)])
-
-
-def weights_of_files(session: Session, model_id: int) -> list[bytes]:
-    """Weights of those models, of a stored one and those that it started from, that came from a file."""
-    row, of_it = tables.TrainedModel, lineage(model_id)
-    has_results = exists().where(tables.ModelTrainingResult.model_id == row.id)
-    found = session.scalars(
-        select(row.weights).join(of_it, of_it.c.id == row.id).where(row.weights.is_not(None), ~has_results)
-    )
-    return [weights for weights in found if weights is not None and has_card(weights)]
 
 
 def _shared_properties(ensemble: Ensemble, labelled: LabelledFiles, wanted: Sequence[str]) -> tuple[str, ...]:
@@ -333,4 +350,25 @@ def _is_same_level(one: LevelOfTheory, other: LevelOfTheory) -> bool:
         (one.code, one.functional) == (other.code, other.functional)
         and all("pseudopotentials" in found for found in settings)
         and agree(*settings) is not None
+    )
+
+
+def _is_numbered_alike(one: Host, other: Host) -> bool:
+    """Whether two unit cells have the same sites in the same order, up to origin, orientation and a layer's height."""
+    if one.species != other.species or one.is_layer != other.is_layer:
+        return False
+    n_axes = 2 if one.is_layer else 3
+    lengths, positions = [], []
+    for host in (one, other):
+        vectors = host.lattice[:n_axes]
+        lengths.append(vectors @ vectors.T)
+        heights = host.positions[:, 2] * float(np.linalg.norm(host.lattice[2]))
+        relative = host.positions[:, :n_axes] - host.positions[0, :n_axes]
+        positions.append((relative, heights - heights[0] if one.is_layer else np.zeros(len(heights))))
+    (relative, heights), (other_relative, other_heights) = positions
+    apart = relative - other_relative
+    return bool(
+        np.allclose(lengths[0], lengths[1], rtol=0.0, atol=_SAME_CELL * np.abs(lengths[0]).max())
+        and np.allclose(apart, np.rint(apart), atol=_SAME_CELL)
+        and np.allclose(heights, other_heights, atol=_SAME_HEIGHT)
     )

@@ -21,7 +21,8 @@ from screening.dft.results import PROPERTIES, LevelOfTheory
 from screening.errors import InputError
 from screening.learning.fingerprints import fingerprints
 from screening.learning.settings import TrainingSettings
-from screening.pipeline.evaluation import LEARNT, MEAN_OF_SUBSETS, carried_by, learnt_by, weights_of_files
+from screening.pipeline.evaluation import LEARNT, MEAN_OF_SUBSETS, carried_by, learnt_by
+from screening.pipeline.file_models import label_ranges
 from screening.pipeline.hosts import add_host, host_of, load_supercell
 from screening.pipeline.model_cards import CardMetric, DataShare, ModelCard
 from screening.pipeline.pretrained import ModelFile, has_card, unpack_model, with_card
@@ -115,16 +116,6 @@ def export_model(session: Session, name: str | None) -> ModelFile:
     return unpack_model(with_card(ensemble_to_bytes(ensemble), card), model.name)
 
 
-def types_of_files(session: Session, model_id: int, host_name: str) -> set[int]:
-    """Codes of the defect types in a host that a model knows because it, or what it goes back to, came from a file."""
-    if not (found := weights_of_files(session, model_id)):
-        return set()
-    from screening.learning.artifacts import ensemble_from_bytes
-
-    known = [ensemble_from_bytes(weights).references for weights in found]
-    return {code for references in known if host_name in references.hosts for code in references.seen_with(host_name)}
-
-
 def learnt_from_files(session: Session, model_id: int, rows: Sequence[Any]) -> set[int]:
     """Ids of those results that a model, or what it goes back to, has learnt from before it came here in a file.
 
@@ -143,24 +134,6 @@ def learnt_from_files(session: Session, model_id: int, rows: Sequence[Any]) -> s
         is_learnt = np.isin(hashed, carried)
         learnt.update(row.CalculationResult.id for row, yes in zip(some, is_learnt, strict=True) if yes)
     return learnt
-
-
-def label_ranges(session: Session, model_id: int) -> dict[str, tuple[float, float]]:
-    """Smallest and largest label of each property that a model, or one that it goes back to, has learnt from."""
-    of_it = models.lineage(model_id)
-    result = tables.CalculationResult
-    ends = [f(getattr(result, name)) for name in PROPERTIES for f in (func.min, func.max)]
-    found = session.execute(
-        select(*ends)
-        .join(tables.ModelTrainingResult, tables.ModelTrainingResult.result_id == result.id)
-        .join(of_it, of_it.c.id == tables.ModelTrainingResult.model_id)
-    ).one()
-    ranges = {name: (found[2 * n], found[2 * n + 1]) for n, name in enumerate(PROPERTIES) if found[2 * n] is not None}
-    for weights in weights_of_files(session, model_id):
-        for name, (low, high) in unpack_model(weights, "the weights").card.label_ranges.items():
-            known = ranges.get(name, (low, high))
-            ranges[name] = min(low, known[0]), max(high, known[1])
-    return ranges
 
 
 def _known_settings(found: object) -> dict[str, Any]:

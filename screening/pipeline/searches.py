@@ -20,8 +20,8 @@ from screening.defects.enumeration import SearchSpace
 from screening.defects.limits import Limits
 from screening.defects.symmetry import Symmetry
 from screening.errors import InputError
+from screening.pipeline.file_models import types_of_files
 from screening.pipeline.hosts import StoredSupercell, add_compositions, add_defect_types, load_supercell
-from screening.pipeline.model_transfer import types_of_files
 
 
 def count_table(space: SearchSpace, symmetry: Symmetry) -> dict[str, Any]:

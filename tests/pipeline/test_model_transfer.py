@@ -22,8 +22,9 @@ from screening.learning.fingerprints import fingerprints
 from screening.learning.scorer import score_configurations
 from screening.pipeline.campaigns import CampaignRequest, plan
 from screening.pipeline.evaluation import LEARNT, learnt_by
+from screening.pipeline.file_models import label_ranges
 from screening.pipeline.hosts import add_configurations, add_supercell
-from screening.pipeline.model_transfer import add_model_file, export_model, label_ranges, learnt_from_files
+from screening.pipeline.model_transfer import add_model_file, export_model, learnt_from_files
 from screening.pipeline.pretrained import ModelFile, unpack_model, with_card
 from screening.pipeline.references import add_level
 from screening.pipeline.searches import add_search_space, check_trained_types

@@ -1,0 +1,52 @@
+"""What a stored model knows because it, or a model that it goes back to, came from a file.
+
+Such a model has none of the results it has learnt from in this database; the weights and the card say instead what
+other stages ask of these results.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import exists, func, select
+from sqlalchemy.orm import Session
+
+from screening.database import models, tables
+from screening.dft.results import PROPERTIES
+from screening.pipeline.pretrained import has_card, unpack_model
+
+
+def weights_of_files(session: Session, model_id: int) -> list[bytes]:
+    """Weights of those models, of a stored one and those that it started from, that came from a file."""
+    row, of_it = tables.TrainedModel, models.lineage(model_id)
+    has_results = exists().where(tables.ModelTrainingResult.model_id == row.id)
+    found = session.scalars(
+        select(row.weights).join(of_it, of_it.c.id == row.id).where(row.weights.is_not(None), ~has_results)
+    )
+    return [weights for weights in found if weights is not None and has_card(weights)]
+
+
+def types_of_files(session: Session, model_id: int, host_name: str) -> set[int]:
+    """Codes of the defect types in a host that a model knows because it, or what it goes back to, came from a file."""
+    if not (found := weights_of_files(session, model_id)):
+        return set()
+    from screening.learning.artifacts import ensemble_from_bytes
+
+    known = [ensemble_from_bytes(weights).references for weights in found]
+    return {code for references in known if host_name in references.hosts for code in references.seen_with(host_name)}
+
+
+def label_ranges(session: Session, model_id: int) -> dict[str, tuple[float, float]]:
+    """Smallest and largest label of each property that a model, or one that it goes back to, has learnt from."""
+    of_it = models.lineage(model_id)
+    result = tables.CalculationResult
+    ends = [f(getattr(result, name)) for name in PROPERTIES for f in (func.min, func.max)]
+    found = session.execute(
+        select(*ends)
+        .join(tables.ModelTrainingResult, tables.ModelTrainingResult.result_id == result.id)
+        .join(of_it, of_it.c.id == tables.ModelTrainingResult.model_id)
+    ).one()
+    ranges = {name: (found[2 * n], found[2 * n + 1]) for n, name in enumerate(PROPERTIES) if found[2 * n] is not None}
+    for weights in weights_of_files(session, model_id):
+        for name, (low, high) in unpack_model(weights, "the weights").card.label_ranges.items():
+            known = ranges.get(name, (low, high))
+            ranges[name] = min(low, known[0]), max(high, known[1])
+    return ranges
