@@ -59,14 +59,18 @@ def unpack(packed: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def ensemble_to_bytes(ensemble: Ensemble) -> bytes:
     """An ensemble as safetensors bytes."""
     references = ensemble.references
-    tensors = {f"{_NETWORK}{name}": tensor for name, tensor in ensemble.network.state_dict().items()}
+    tensors = {
+        f"{_NETWORK}{h}.{name}": tensor
+        for h, network in enumerate(ensemble.networks)
+        for name, tensor in network.state_dict().items()
+    }
     tensors |= references_to_tensors(references)
     tensors |= _arrays_to_tensors("calibration.", ensemble.calibration, _CALIBRATION_ARRAYS)
     tensors |= _arrays_to_tensors("novelty.", ensemble.novelty, _NOVELTY_ARRAYS)
     tensors |= {f"{_EXTRA}{name}": torch.from_numpy(array) for name, array in ensemble.extra.items()}
     card = {
         "format": FORMAT,
-        "architecture": asdict(ensemble.network.architecture),
+        "architecture": asdict(ensemble.networks[0].architecture),
         "properties": ensemble.properties,
         "references": references_to_card(references),
     }
@@ -85,16 +89,20 @@ def ensemble_from_bytes(packed: bytes) -> Ensemble:
         raise FileFormatError(
             f"the weights are of format {card.get('format')!r}, this version reads {FORMAT!r}; train the model again"
         )
-    network = SparseDefectNetwork(Architecture(**card["architecture"]))
-    network.load_state_dict(
-        {name.removeprefix(_NETWORK): tensor for name, tensor in tensors.items() if name.startswith(_NETWORK)}
-    )
+    architecture = Architecture(**card["architecture"])
     references = references_from(card["references"], tensors)
     calibration = Calibration(*(tensors[f"calibration.{name}"].numpy() for name in _CALIBRATION_ARRAYS))
     seen = (tensors[f"novelty.{name}"].numpy() for name in _NOVELTY_ARRAYS)
     novelty = Novelty(references.hosts, references.codes, *seen)
     extra = {name.removeprefix(_EXTRA): t.numpy() for name, t in tensors.items() if name.startswith(_EXTRA)}
-    return Ensemble(network.eval(), references, calibration, novelty, tuple(card["properties"]), extra)
+    networks = tuple(_network_from(tensors, f"{_NETWORK}{h}.", architecture) for h in range(len(references.hosts)))
+    return Ensemble(networks, references, calibration, novelty, tuple(card["properties"]), extra)
+
+
+def _network_from(tensors: Mapping[str, Tensor], prefix: str, architecture: Architecture) -> SparseDefectNetwork:
+    network = SparseDefectNetwork(architecture)
+    network.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+    return network.eval()
 
 
 def references_to_tensors(references: References) -> dict[str, Tensor]:

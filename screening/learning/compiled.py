@@ -3,7 +3,7 @@
 What torch does operation by operation on arrays of all edges is done here for a few configurations at a time, so
 that nothing leaves the core's cache, with one matrix product per linear layer and everything else in loops that
 vectorise. Weights are folded first: the tables of the supercell, with the factors 1 / sqrt(k) and 1 / k of k defects;
-the read-out of means and of sums, which for one k are the same numbers; the host's part of it. `gnn` stays the
+the read-out of means and of sums, which for one k are the same numbers. `gnn` stays the
 definition, and a test holds the two together.
 """
 
@@ -89,24 +89,18 @@ def block_outputs(
 
 @lru_cache(maxsize=8)  # milliseconds, megabytes; block after block of a few sizes is scored by one model
 @torch.no_grad()
-def fold_network(
-    network: SparseDefectNetwork, supercell: Supercell, host: int, codes: tuple[int, ...], k: int
-) -> Folded:
-    """The weights of every member for k defects with these codes in one supercell.
-
-    Args:
-        host: index of the host.
-    """
+def fold_network(network: SparseDefectNetwork, supercell: Supercell, codes: tuple[int, ...], k: int) -> Folded:
+    """The weights of every member for k defects with these codes in one supercell."""
     network = network.cpu()
     table = pair_table(supercell)
-    kinds = all_kinds(table, codes, host)
+    kinds = all_kinds(table, codes)
     tables = network.tables(kinds.kinds, kinds.pair_kinds, table.features)
     parts = {
         "own": tables.own,
         "messages": pad(tables.messages * k**-0.5, (0, 0, 0, 1)),
         "pair_outputs": pad(tables.pair_outputs / k, (0, 0, 0, 1)),
         **_fold_blocks(network, tables, k),
-        **_fold_read_out(network, host, k),
+        **_fold_read_out(network, k),
     }
     arrays = {name: part.contiguous().numpy() for name, part in parts.items()}
     members = (Weights(**{n: array[m] for n, array in arrays.items()}) for m in range(network.architecture.n_members))
@@ -135,17 +129,14 @@ def _fold_blocks(network: SparseDefectNetwork, tables: Tables, k: int) -> dict[s
     return {"filters": filters, "kind_inputs": kind_inputs, "mixings": mixings}
 
 
-def _fold_read_out(network: SparseDefectNetwork, host: int, k: int) -> dict[str, Tensor]:
+def _fold_read_out(network: SparseDefectNetwork, k: int) -> dict[str, Tensor]:
     """The part of `Weights` from the features on, with a leading member axis."""
     width = network.architecture.width
-    inwards = network.read_in.weight  # (m, F', 2 w) of means, sums, the maximum and the host
-    of_means, of_sums, of_largest, of_host = torch.split(
-        inwards, [network.architecture.n_blocks * width] * 2 + [width, width], dim=1
-    )
-    host_vector = network.embed.host.weight[:, host, None]  # (m, 1, w)
+    inwards = network.read_in.weight  # (m, F', 2 w) of means, sums and the maximum
+    of_means, of_sums, of_largest = torch.split(inwards, [network.architecture.n_blocks * width] * 2 + [width], dim=1)
     return {
         "read_in": torch.cat([of_means / k + SUM_SCALE * of_sums, of_largest], dim=1),
-        "read_in_bias": (network.read_in.bias + host_vector @ of_host)[:, 0],
+        "read_in_bias": network.read_in.bias[:, 0],
         "read_out": pad(network.read_out.weight, (1, 0)),
         "direct": pad(network.node_energy.weight / k, (0, network.architecture.n_outputs - 1, 0, width)),
         "bias": torch.cat([network.node_energy.bias, network.read_out.bias], dim=2)[:, 0],

@@ -20,11 +20,12 @@ class Ensemble:
     """Networks with all that is needed to use them.
 
     Attributes:
+        networks: one per host, in the order of the references.
         properties: what is predicted, in the order of the columns of predictions.
         extra: arrays that belong to the model and are stored with it, by name; predictions do not need them.
     """
 
-    network: SparseDefectNetwork
+    networks: tuple[SparseDefectNetwork, ...]
     references: References
     calibration: Calibration
     novelty: Novelty
@@ -33,8 +34,12 @@ class Ensemble:
 
     @property
     def n_members(self) -> int:
-        """Number of networks."""
-        return self.network.architecture.n_members
+        """Number of networks per host."""
+        return self.networks[0].architecture.n_members
+
+    def network_of(self, host: str) -> SparseDefectNetwork:
+        """The network of a host that was seen."""
+        return self.networks[self.references.hosts.index(host)]
 
     def predict(
         self,

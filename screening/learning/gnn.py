@@ -25,7 +25,7 @@ Schuett et al., NeurIPS 2017, eq. 2, whose filter also knows the two defects). D
 axis  meaning
 ====  ===============================================
 m     members
-K     kinds of defects (what was removed, what was added, in which host)
+K     kinds of defects (what was removed, what was added)
 R     kinds of ordered pairs: two kinds of defects and a class of pairs of sites
 N     nodes of all graphs of the batch (defects)
 E     edges of all graphs (ordered pairs of defects)
@@ -56,7 +56,6 @@ class Architecture:
     """Sizes of the network."""
 
     n_members: int
-    n_hosts: int
     n_outputs: int  # energy per defect first, then the other properties
     width: int = 32  # 48 is not better on 2DMD, and slower
     n_blocks: int = 2
@@ -120,21 +119,20 @@ def mlp(n_members: int, n_in: int, n_hidden: int, n_out: int) -> nn.Sequential:
 class PairEmbedding(nn.Module):
     """What the tables are made from: kinds of defects, and of pairs of them."""
 
-    def __init__(self, n_members: int, n_hosts: int, width: int) -> None:
+    def __init__(self, n_members: int, width: int) -> None:
         super().__init__()
         m, t = n_members, TABLE_WIDTH
         self.removed = MemberEmbedding(m, N_ELEMENTS, width)
         self.added = MemberEmbedding(m, N_ELEMENTS, width)
-        self.host = MemberEmbedding(m, n_hosts, width)
-        self.kind = mlp(m, 3 * width, t, width)
+        self.kind = mlp(m, 2 * width, t, width)
         self.features = mlp(m, N_FEATURES, t, t)
         self.from_target, self.from_source = MemberLinear(m, width, t), MemberLinear(m, width, t)
         self.mix = MemberLinear(m, t, t)
 
     def forward(self, kinds: Tensor, pair_kinds: Tensor, pair_features: Tensor) -> tuple[Tensor, Tensor]:
         """Kinds (m, K, w) and pairs (m, R, t); the arguments as in `Graphs`."""
-        removed, added, host = kinds.T
-        x = self.kind(torch.cat([self.removed(removed), self.added(added), self.host(host)], dim=2))  # (m, K, w)
+        removed, added = kinds.T
+        x = self.kind(torch.cat([self.removed(removed), self.added(added)], dim=2))  # (m, K, w)
         target, source, feature = pair_kinds.T
         z = (
             self.from_target(x).index_select(1, target)
@@ -167,14 +165,14 @@ class SparseDefectNetwork(nn.Module):
         super().__init__()
         a, m, width = architecture, architecture.n_members, architecture.width
         self.architecture = architecture
-        self.embed = PairEmbedding(m, a.n_hosts, width)
+        self.embed = PairEmbedding(m, width)
         self.own = MemberLinear(m, width, width)
         self.message = MemberLinear(m, TABLE_WIDTH, width)
         self.pair_outputs = MemberLinear(m, TABLE_WIDTH, a.n_outputs)
         self.blocks = nn.ModuleList(FilterBlock(m, width) for _ in range(a.n_blocks - 1))
         self.filters = nn.ModuleList(MemberLinear(m, TABLE_WIDTH, width) for _ in range(a.n_blocks - 1))
         self.node_energy = MemberLinear(m, a.n_blocks * width, 1)
-        self.read_in = MemberLinear(m, (2 * a.n_blocks + 2) * width, 2 * width)
+        self.read_in = MemberLinear(m, (2 * a.n_blocks + 1) * width, 2 * width)
         self.read_out = MemberLinear(m, 2 * width, a.n_outputs - 1)
 
     def tables(self, kinds: Tensor, pair_kinds: Tensor, pair_features: Tensor) -> Tables:
@@ -207,7 +205,9 @@ class SparseDefectNetwork(nn.Module):
             h, s = block(h, s, filters, graphs, edge)
             layers.append(s)
         pairs = sum_at(tables.pair_outputs.index_select(1, edge), graphs.edge_graph, graphs.n_graphs)  # (m, G, o)
-        with torch.autocast(graphs.host.device.type, enabled=False):  # little work, and energies are small differences
+        with torch.autocast(
+            graphs.n_defects.device.type, enabled=False
+        ):  # little work, and energies are small differences
             return self._read([s.float() for s in layers], graphs) + pairs / graphs.n_defects[:, None]
 
     def _read(self, layers: list[Tensor], graphs: Graphs) -> Tensor:
@@ -215,7 +215,7 @@ class SparseDefectNetwork(nn.Module):
         total = sum_at(torch.cat(layers, dim=2), graphs.node_graph, graphs.n_graphs)  # (m, G, n_blocks w)
         mean = total / graphs.n_defects[:, None]
         largest = max_at(layers[-1], graphs.node_graph, graphs.n_graphs)  # (m, G, w)
-        features = torch.cat([mean, SUM_SCALE * total, largest, self.embed.host(graphs.host)], dim=2)
+        features = torch.cat([mean, SUM_SCALE * total, largest], dim=2)
         return torch.cat([self.node_energy(mean), self.read_out(silu(self.read_in(features)))], dim=2)
 
 

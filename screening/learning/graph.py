@@ -7,8 +7,7 @@ supercell for all ordered pairs of sites and looked up afterwards: no Python obj
 ==================  ====================  ==================================================================
 tensor              shape, dtype          meaning
 ==================  ====================  ==================================================================
-kinds               (K, 3) int64          kinds of defects: atomic numbers before and after (0 for a vacancy),
-                                          and index into `References.hosts`
+kinds               (K, 2) int64          kinds of defects: atomic numbers before and after (0 for a vacancy)
 pair_kinds          (R, 3) int64          kinds of ordered pairs: kind of the target, kind of the source, row of
                                           pair_features
 pair_features       (P, F) float32        features of the distinct ordered pairs of sites, see `pair_table`
@@ -17,7 +16,6 @@ edge                (n_edges,) int64      row of pair_kinds of each edge
 target, source      (n_edges,) int64      nodes of an edge: the one that receives and the one that sends
 node_graph          (n_nodes,) int64      graph that a node belongs to
 edge_graph          (n_edges,) int64      graph that an edge belongs to
-host                (n_graphs,) int64     index into `References.hosts`
 n_defects           (n_graphs,) float32   number of nodes of each graph
 ==================  ====================  ==================================================================
 
@@ -68,13 +66,12 @@ class Graphs:
     source: Tensor
     node_graph: Tensor
     edge_graph: Tensor
-    host: Tensor
     n_defects: Tensor
 
     @property
     def n_graphs(self) -> int:
         """Number of graphs."""
-        return len(self.host)
+        return len(self.n_defects)
 
     def to(self, device: torch.device) -> Graphs:
         """The same graphs on a device."""
@@ -105,7 +102,7 @@ class Kinds:
     """All kinds of defects and of pairs that some defect types can make in one supercell.
 
     Attributes:
-        kinds: (K, 3), as in `Graphs`.
+        kinds: (K, 2), as in `Graphs`.
         pair_kinds: (R, 3), as in `Graphs`; only those that have sites for both defects.
         row: (K, K, P) int64, row of pair_kinds by kind of target, kind of source and row of the pair table; -1 where
             there are no such sites.
@@ -155,13 +152,12 @@ def _pair_features(supercell: Supercell) -> NDArray[np.float32]:
     return table
 
 
-def all_kinds(table: PairTable, codes: Sequence[int], host: int) -> Kinds:
+def all_kinds(table: PairTable, codes: Sequence[int]) -> Kinds:
     """All kinds of pairs of some defect types in one supercell.
 
     Args:
         table: `pair_table` of the supercell.
         codes: K distinct codes.
-        host: index of the host.
     """
     code = torch.tensor(codes)
     removed = code // 128
@@ -171,23 +167,22 @@ def all_kinds(table: PairTable, codes: Sequence[int], host: int) -> Kinds:
         places = torch.cartesian_prod((removed == target).nonzero()[:, 0], (removed == source).nonzero()[:, 0])
         occurs[places[:, :1], places[:, 1:], torch.unique(pairs)] = True
     row = (occurs.flatten().cumsum(0) - 1).reshape(occurs.shape)
-    kinds = torch.stack([removed, code % 128, torch.full_like(code, host)], dim=1)  # (K, 3)
+    kinds = torch.stack([removed, code % 128], dim=1)  # (K, 2)
     return Kinds(kinds, occurs.nonzero(), torch.where(occurs, row, -1))
 
 
-def block_graphs(table: PairTable, sites: NDArray[np.int16], defect_types: NDArray[np.int16], host: int) -> Graphs:
+def block_graphs(table: PairTable, sites: NDArray[np.int16], defect_types: NDArray[np.int16]) -> Graphs:
     """Graphs of a block of configurations with one number of defects.
 
     Args:
         table: `pair_table` of the supercell.
         sites: (n, k) site numbers.
         defect_types: (n, k) codes.
-        host: index of the host.
     """
     codes = np.unique(defect_types)
     node = torch.from_numpy(np.searchsorted(codes, defect_types))  # (n, k)
     site = torch.from_numpy(sites.astype(np.int64))
-    return known_graphs(table, all_kinds(table, codes.tolist(), host), site, node)
+    return known_graphs(table, all_kinds(table, codes.tolist()), site, node)
 
 
 def known_graphs(table: PairTable, kinds: Kinds, site: Tensor, node: Tensor) -> Graphs:
@@ -213,7 +208,6 @@ def known_graphs(table: PairTable, kinds: Kinds, site: Tensor, node: Tensor) -> 
         source=(first + j).reshape(-1),
         node_graph=torch.arange(n_graphs, device=device).repeat_interleave(k),
         edge_graph=torch.arange(n_graphs, device=device).repeat_interleave(len(i)),
-        host=kinds.kinds[0, 2].expand(n_graphs),
         n_defects=torch.full((n_graphs,), float(k), device=device),
     )
 
@@ -222,14 +216,12 @@ def ragged_graphs(
     tables: Sequence[PairTable],
     supercell_of_row: NDArray[np.int64],
     configurations: Sequence[Configuration],
-    hosts: Sequence[int],
 ) -> Graphs:
-    """Graphs of configurations of any number of defects in several supercells, in the order given.
+    """Graphs of configurations of any number of defects in several supercells of one host, in the order given.
 
     Args:
         tables: `pair_table` of each supercell.
         supercell_of_row: (n,) index into tables.
-        hosts: index of the host of each supercell.
     """
     groups: dict[tuple[int, int], list[int]] = {}
     for row, (s, configuration) in enumerate(zip(supercell_of_row.tolist(), configurations, strict=True)):
@@ -238,9 +230,9 @@ def ragged_graphs(
     for (s, _), rows in groups.items():
         sites = np.array([configurations[row].sites for row in rows], np.int16)
         codes = np.array([configurations[row].defect_types for row in rows], np.int16)
-        parts.append(block_graphs(tables[s], sites, codes, hosts[s]))
+        parts.append(block_graphs(tables[s], sites, codes))
         order.extend(rows)
-    return select_graphs(_share_kinds(join_graphs(parts)), torch.argsort(torch.tensor(order)))
+    return select_graphs(share_kinds(join_graphs(parts)), torch.argsort(torch.tensor(order)))
 
 
 def join_graphs(parts: Sequence[Graphs]) -> Graphs:
@@ -262,7 +254,7 @@ def join_graphs(parts: Sequence[Graphs]) -> Graphs:
     return Graphs(**joined)
 
 
-def _share_kinds(graphs: Graphs) -> Graphs:
+def share_kinds(graphs: Graphs) -> Graphs:
     """The same graphs without kinds that are equal or that no edge has."""
     features, feature = torch.unique(graphs.pair_features, dim=0, return_inverse=True)
     kinds, kind = torch.unique(graphs.kinds, dim=0, return_inverse=True)
@@ -294,7 +286,6 @@ def select_graphs(graphs: Graphs, chosen: Tensor) -> Graphs:
         source=graphs.source[edges] + shift,
         node_graph=node_graph,
         edge_graph=edge_graph,
-        host=graphs.host[chosen],
         n_defects=graphs.n_defects[chosen],
     )
 

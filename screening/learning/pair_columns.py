@@ -8,7 +8,7 @@ looked up for a whole block, so that no Python object is made per configuration.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,7 +93,7 @@ def pair_columns(supercell: Supercell, codes: Sequence[int]) -> PairColumns:
     distance, reverse = np.zeros(n_rows), np.zeros(n_rows, np.int64)
     distance[ordered] = supercell.pair_distances
     reverse[ordered] = ordered.T
-    occurs = all_kinds(table, codes, 0).row.numpy() >= 0  # (K, K, P)
+    occurs = all_kinds(table, codes).row.numpy() >= 0  # (K, K, P)
     occurs &= distance > 0  # a site and itself
     first, second, pair = np.nonzero(occurs)
     keys = np.stack([first, second, pair], axis=1)
@@ -125,17 +125,9 @@ def rows_of_group(rows: LabelledRows, group: int) -> LabelledRows:
     """The rows of one group (a subset of a data set), their order kept.
 
     Raises:
-        InputError: the group has no row to learn from or none for validation.
+        InputError: the group has no row to learn from.
     """
-    chosen = np.flatnonzero(rows.group_of_row == group)
-    return replace(
-        rows,
-        supercell_of_row=rows.supercell_of_row[chosen],
-        configurations=tuple(rows.configurations[row] for row in chosen),
-        labels=rows.labels[chosen],
-        is_validation=rows.is_validation[chosen],
-        group_of_row=rows.group_of_row[chosen],
-    )
+    return rows.chosen(np.flatnonzero(rows.group_of_row == group))
 
 
 def blocks_of(

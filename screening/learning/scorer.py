@@ -17,10 +17,10 @@ from screening.defects.defect_types import Configuration
 from screening.defects.host import Supercell
 from screening.errors import CalculationError, StructureError
 from screening.learning.compiled import block_outputs, fold_network
+from screening.learning.descent import choose_device
 from screening.learning.ensemble import Ensemble
 from screening.learning.gnn import SparseDefectNetwork, Tables
 from screening.learning.graph import Kinds, PairTable, all_kinds, known_graphs, pair_table
-from screening.learning.training import choose_device
 
 Codes = tuple[int, ...]
 
@@ -51,13 +51,13 @@ def score_block(
     host = supercell.host.name
     references = ensemble.references
     offsets = references.block_offsets(host, defect_types)
-    number, codes = references.hosts.index(host), tuple(references.seen_with(host))
+    codes = tuple(references.seen_with(host))
     kinds = np.searchsorted(codes, defect_types)
     fits = pair_table(supercell).species.numpy()[sites] == defect_types // 128
     assert fits.all(), "a defect type on a site of another species has no row in the tables"
     where = choose_device(device)
     if where.type == "cpu":
-        outputs = block_outputs(fold_network(ensemble.network, supercell, number, codes, k), supercell, sites, kinds)
+        outputs = block_outputs(fold_network(ensemble.network_of(host), supercell, codes, k), supercell, sites, kinds)
     else:
         outputs = torch_outputs(ensemble, supercell, sites, kinds, where=where, dtype=torch.float16)
     is_finite = np.isfinite(outputs).all(axis=(0, 2))
@@ -109,10 +109,9 @@ def torch_outputs(
         kinds: (n, k) number of each defect's code among those seen with the host.
         dtype: of what is done per edge and of the matrix products per node.
     """
-    host = ensemble.references.hosts.index(supercell.host.name)
     codes = tuple(ensemble.references.seen_with(supercell.host.name))
-    network = ensemble.network.to(where).eval()
-    pairs, all_of_host, tables = _tables_on(network, supercell, (where, dtype), host, codes)
+    network = ensemble.network_of(supercell.host.name).to(where).eval()
+    pairs, all_of_host, tables = _tables_on(network, supercell, (where, dtype), codes)
     n_rows, k = sites.shape
     rows_per_batch = max(64, _EDGES_PER_BATCH // (k * max(1, k - 1)))
     outputs = []
@@ -127,12 +126,12 @@ def torch_outputs(
 @lru_cache(maxsize=8)  # some MB; block after block is scored by one model
 @torch.no_grad()
 def _tables_on(
-    network: SparseDefectNetwork, supercell: Supercell, place: tuple[torch.device, torch.dtype], host: int, codes: Codes
+    network: SparseDefectNetwork, supercell: Supercell, place: tuple[torch.device, torch.dtype], codes: Codes
 ) -> tuple[PairTable, Kinds, Tables]:
     """The pair table of a supercell, all its kinds, and the network's tables for them, on a device."""
     device, dtype = place
     pairs = pair_table(supercell)
-    kinds = all_kinds(pairs, codes, host).to(device)
+    kinds = all_kinds(pairs, codes).to(device)
     pairs = pairs.to(device)
     tables = network.tables(kinds.kinds, kinds.pair_kinds, pairs.features)
     return pairs, kinds, tables.narrowed(dtype)

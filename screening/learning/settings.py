@@ -15,7 +15,8 @@ class TrainingSettings:
 
     Attributes:
         n_members: networks of the ensemble.
-        epochs: passes over the training rows, at most.
+        epochs: passes over the training rows of each host, at most; a tenth of it over these and the drawn ones.
+        drawn_rows: configurations per host that a kernel regression labels and the networks learn, at most; none if 0.
         patience: epochs without improvement of any member before training stops; a third of `epochs` if 0.
         max_minutes: time after which the learning rate has come down and training ends; no limit if 0.
         device: `auto` (CUDA where it is), `cpu` or `cuda`.
@@ -27,6 +28,7 @@ class TrainingSettings:
     epochs: int = 300
     patience: int = 0
     batch_rows: int = 128
+    drawn_rows: int = 8000
     learning_rate: float = 2e-3
     weight_decay: float = 1e-3
     max_minutes: float = 0.0
@@ -38,7 +40,7 @@ class TrainingSettings:
         for name in ("width", "n_blocks", "epochs", "batch_rows", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise InputError(f"training setting {name} is {getattr(self, name)}; it must be positive")
-        for name in ("patience", "max_minutes", "weight_decay"):
+        for name in ("patience", "max_minutes", "weight_decay", "drawn_rows"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"training setting {name} is {getattr(self, name)}; it must not be negative")
         if self.device not in ("auto", "cpu", "cuda"):

@@ -47,12 +47,12 @@ def ensemble() -> Ensemble:
     settings = TrainingSettings()
     torch.manual_seed(0)
     network = SparseDefectNetwork(
-        Architecture(settings.n_members, 1, len(OUTPUTS), width=settings.width, n_blocks=settings.n_blocks)
+        Architecture(settings.n_members, len(OUTPUTS), width=settings.width, n_blocks=settings.n_blocks)
     ).eval()
     n = len(OUTPUTS)
     references = References(("MoS2",), CODES, OUTPUTS, np.ones((1, 4)), np.zeros((1, n)), np.ones(n))
     calibration = uniform_calibration(np.full(n, 0.01), np.ones(n), n_hosts=1)
-    return Ensemble(network, references, calibration, many_seen_compositions(CODES), PROPERTIES)
+    return Ensemble((network,), references, calibration, many_seen_compositions(CODES), PROPERTIES)
 
 
 def many_seen_compositions(codes: tuple[int, ...]) -> Novelty:
@@ -104,9 +104,9 @@ def bench_floor_of_the_machine(
     """How far scoring is from the matrix products it cannot do without, at the speed of one of fitting size."""
     torch.set_num_threads(1)
     sites, codes = random_block(supercell, k)
-    members = fold_network(ensemble.network, supercell, 0, CODES, k).members
+    members = fold_network(ensemble.networks[0], supercell, CODES, k).members
     products, additions, table_bytes = work_of(members[0], k)
-    width = ensemble.network.architecture.width
+    width = ensemble.networks[0].architecture.width
     multiply_adds_per_s = fastest_product(128 // k * k, width)
     seconds = best_of(5, lambda: score_block(ensemble, supercell, sites, codes, device="cpu"))
     rate, floor = N_ROWS / seconds, multiply_adds_per_s / (products * len(members))
@@ -131,17 +131,17 @@ def bench_graphs_and_training(measure: Measure, ensemble: Ensemble, supercell: S
     sites, codes = random_block(supercell, 3)
     rows = TrainingSettings().batch_rows
     measure("pair table of 8x8 MoS2", 1, ours=lambda: pair_table.__wrapped__(supercell))
-    measure("graphs of 3 defects in torch", N_ROWS, ours=lambda: block_graphs(pair_table(supercell), sites, codes, 0))
+    measure("graphs of 3 defects in torch", N_ROWS, ours=lambda: block_graphs(pair_table(supercell), sites, codes))
     measure(
         "tables and folded weights of 5 defects in 8x8 MoS2",
         1,
-        ours=lambda: fold_network.__wrapped__(ensemble.network, supercell, 0, CODES, 5),
+        ours=lambda: fold_network.__wrapped__(ensemble.networks[0], supercell, CODES, 5),
     )
-    graphs = block_graphs(pair_table(supercell), sites[:rows], codes[:rows], 0)
+    graphs = block_graphs(pair_table(supercell), sites[:rows], codes[:rows])
 
     def step() -> None:
-        ensemble.network.zero_grad()
-        ensemble.network(graphs).square().mean().backward()
+        ensemble.networks[0].zero_grad()
+        ensemble.networks[0](graphs).square().mean().backward()
 
     measure(f"gradient of {rows} graphs of 3 defects, {ensemble.n_members} members, 1 thread", rows, ours=step)
 

@@ -170,12 +170,12 @@ def _untrained(defect_types: Sequence[DefectType]) -> Ensemble:
     torch.manual_seed(0)
     outputs = ("formation_energy_per_site", "homo_lumo_gap_min", "homo", "lumo")
     n = len(outputs)
-    architecture = Architecture(5, 1, n, width=settings.width, n_blocks=settings.n_blocks)
+    architecture = Architecture(5, n, width=settings.width, n_blocks=settings.n_blocks)
     codes = tuple(sorted(t.code for t in defect_types))
     references = References(("MoS2",), codes, outputs, np.ones((1, len(codes))), np.zeros((1, n)), np.ones(n))
     network = SparseDefectNetwork(architecture).eval()
     calibration = uniform_calibration(np.full(n, 0.01), np.ones(n), n_hosts=1)
-    return Ensemble(network, references, calibration, many_seen_compositions(codes), outputs)
+    return Ensemble((network,), references, calibration, many_seen_compositions(codes), outputs)
 
 
 def _cell(supercell: Supercell) -> dict[str, Any]:

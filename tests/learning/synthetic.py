@@ -11,7 +11,7 @@ from screening.learning.dataset import LabelledRows
 from screening.learning.settings import TrainingSettings
 
 SINGLE = {16 * 128: 2.7, 16 * 128 + 34: 0.3, 42 * 128: 6.1}  # v_S, Se_S, v_Mo; eV
-SMALL = TrainingSettings(n_members=3, width=24, epochs=60, device="cpu")
+SMALL = TrainingSettings(n_members=3, width=24, epochs=60, drawn_rows=0, device="cpu")
 PROPERTIES = ("formation_energy", "formation_energy_per_site", "homo_lumo_gap_min")
 
 

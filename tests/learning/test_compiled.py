@@ -35,14 +35,14 @@ def test_compiled_outputs_are_those_of_the_network_to_float32_rounding(
 ) -> None:
     """150 rows are some passes and a part of one."""
     torch.manual_seed(k)
-    network = SparseDefectNetwork(Architecture(n_members=3, n_hosts=2, n_outputs=4, width=24, n_blocks=n_blocks))
+    network = SparseDefectNetwork(Architecture(n_members=3, n_outputs=4, width=24, n_blocks=n_blocks))
     with torch.no_grad():
         for parameter in network.parameters():
             parameter *= 2.0  # first weights are small: without this, outputs would hardly depend on the graph
     sites, kinds = random_block(supercell, 150, k)
-    outputs = block_outputs(fold_network(network, supercell, 1, CODES, k), supercell, sites, kinds)
+    outputs = block_outputs(fold_network(network, supercell, CODES, k), supercell, sites, kinds)
     with torch.no_grad():
-        graphs = block_graphs(pair_table(supercell), sites, np.array(CODES, np.int16)[kinds], 1)
+        graphs = block_graphs(pair_table(supercell), sites, np.array(CODES, np.int16)[kinds])
         expected = network(graphs).numpy()
     assert outputs.shape == (3, 150, 4)
     assert expected.std(axis=1).min() > 0.05
@@ -52,14 +52,14 @@ def test_compiled_outputs_are_those_of_the_network_to_float32_rounding(
 def test_large_sums_do_not_overflow_the_activation(supercell: Supercell) -> None:
     """SiLU of large numbers is the number itself, or 0."""
     torch.manual_seed(0)
-    network = SparseDefectNetwork(Architecture(n_members=1, n_hosts=1, n_outputs=2, width=16))
+    network = SparseDefectNetwork(Architecture(n_members=1, n_outputs=2, width=16))
     with torch.no_grad():
         network.message.weight *= 3e3
         network.read_in.weight *= 1e2
     sites, kinds = random_block(supercell, 40, 4)
-    outputs = block_outputs(fold_network(network, supercell, 0, CODES, 4), supercell, sites, kinds)
+    outputs = block_outputs(fold_network(network, supercell, CODES, 4), supercell, sites, kinds)
     with torch.no_grad():
-        graphs = block_graphs(pair_table(supercell), sites, np.array(CODES, np.int16)[kinds], 0)
+        graphs = block_graphs(pair_table(supercell), sites, np.array(CODES, np.int16)[kinds])
         expected = network(graphs).numpy()
     assert np.abs(expected).max() > 100
     np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
@@ -67,8 +67,8 @@ def test_large_sums_do_not_overflow_the_activation(supercell: Supercell) -> None
 
 def test_rows_that_do_not_lie_together_in_memory_are_understood(supercell: Supercell) -> None:
     torch.manual_seed(0)
-    network = SparseDefectNetwork(Architecture(n_members=2, n_hosts=1, n_outputs=3, width=16))
-    folded = fold_network(network, supercell, 0, CODES, 3)
+    network = SparseDefectNetwork(Architecture(n_members=2, n_outputs=3, width=16))
+    folded = fold_network(network, supercell, CODES, 3)
     sites, kinds = random_block(supercell, 100, 3)
     apart = block_outputs(folded, supercell, np.asfortranarray(sites)[::2], np.asfortranarray(kinds)[::2])
     np.testing.assert_array_equal(apart, block_outputs(folded, supercell, sites[::2].copy(), kinds[::2].copy()))

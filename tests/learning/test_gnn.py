@@ -25,11 +25,11 @@ def supercell() -> Supercell:
 @pytest.fixture(scope="module")
 def network() -> SparseDefectNetwork:
     torch.manual_seed(3)
-    return SparseDefectNetwork(Architecture(n_members=3, n_hosts=2, n_outputs=4, width=16)).eval()
+    return SparseDefectNetwork(Architecture(n_members=3, n_outputs=4, width=16)).eval()
 
 
 def graphs_of(supercell: Supercell, configurations: list[Configuration]) -> Graphs:
-    return ragged_graphs([pair_table(supercell)], np.zeros(len(configurations), np.int64), configurations, [1])
+    return ragged_graphs([pair_table(supercell)], np.zeros(len(configurations), np.int64), configurations)
 
 
 @torch.no_grad()
@@ -66,17 +66,17 @@ def test_output_does_not_depend_on_the_batch(supercell: Supercell, network: Spar
 @torch.no_grad()
 def test_a_member_is_the_network_with_its_weights_alone(supercell: Supercell, network: SparseDefectNetwork) -> None:
     sites = np.array([[2, 17], [16, 30]], np.int16)
-    graphs = block_graphs(pair_table(supercell), sites, np.array([[V_MO, V_S], [V_S, SE_S]], np.int16), 0)
+    graphs = block_graphs(pair_table(supercell), sites, np.array([[V_MO, V_S], [V_S, SE_S]], np.int16))
     together = network(graphs)
     for member in range(3):
-        alone = SparseDefectNetwork(Architecture(n_members=1, n_hosts=2, n_outputs=4, width=16)).eval()
+        alone = SparseDefectNetwork(Architecture(n_members=1, n_outputs=4, width=16)).eval()
         alone.load_state_dict({name: w[member : member + 1] for name, w in network.state_dict().items()})
         torch.testing.assert_close(alone(graphs)[0], together[member], atol=1e-5, rtol=1e-4)
 
 
 def test_gradients_of_members_are_independent(supercell: Supercell, network: SparseDefectNetwork) -> None:
     sites = np.array([[2, 17]], np.int16)
-    graphs = block_graphs(pair_table(supercell), sites, np.array([[V_MO, V_S]], np.int16), 0)
+    graphs = block_graphs(pair_table(supercell), sites, np.array([[V_MO, V_S]], np.int16))
     network.zero_grad()
     network(graphs)[1].sum().backward()
     for parameter in network.parameters():
@@ -91,7 +91,7 @@ def test_tables_made_once_give_what_tables_of_the_batch_give(
     supercell: Supercell, network: SparseDefectNetwork
 ) -> None:
     sites = np.array([[2, 17, 25], [3, 16, 30]], np.int16)
-    graphs = block_graphs(pair_table(supercell), sites, np.array([[V_MO, V_S, SE_S]] * 2, np.int16), 1)
+    graphs = block_graphs(pair_table(supercell), sites, np.array([[V_MO, V_S, SE_S]] * 2, np.int16))
     tables = network.tables(graphs.kinds, graphs.pair_kinds, graphs.pair_features)
     torch.testing.assert_close(network(graphs, tables), network(graphs), atol=1e-6, rtol=1e-5)
 
@@ -100,9 +100,9 @@ def test_tables_made_once_give_what_tables_of_the_batch_give(
 def test_the_output_is_the_equation_of_the_module(supercell: Supercell) -> None:
     """One member, one configuration, defect by defect from the tables of messages and filters."""
     torch.manual_seed(1)
-    network = SparseDefectNetwork(Architecture(n_members=1, n_hosts=2, n_outputs=3, width=8)).eval()
+    network = SparseDefectNetwork(Architecture(n_members=1, n_outputs=3, width=8)).eval()
     sites, codes = np.array([[2, 17, 25]], np.int16), np.array([[V_MO, V_S, SE_S]], np.int16)
-    graphs = block_graphs(pair_table(supercell), sites, codes, 1)
+    graphs = block_graphs(pair_table(supercell), sites, codes)
     tables = network.tables(graphs.kinds, graphs.pair_kinds, graphs.pair_features)
     row = {(int(t), int(s)): int(e) for t, s, e in zip(graphs.target, graphs.source, graphs.edge, strict=True)}
     block = network.blocks[0]
@@ -119,7 +119,7 @@ def test_the_output_is_the_equation_of_the_module(supercell: Supercell) -> None:
         s2.append(silu(h1[i] @ A + a + got))
     mean = torch.cat([sum(s1), sum(s2)]) / 3
     largest = torch.stack(s2).max(dim=0).values
-    features = torch.cat([mean, 3 * mean / 8, largest, network.embed.host.weight[0, 1]])
+    features = torch.cat([mean, 3 * mean / 8, largest])
     hidden = silu(features @ network.read_in.weight[0] + network.read_in.bias[0, 0])
     expected = (
         torch.cat(

@@ -101,12 +101,12 @@ def test_ragged_graphs_keep_the_order_of_the_rows(supercell: Supercell) -> None:
         Configuration((17, 40), (V_S, V_S + 34)),
         Configuration((18,), (V_S + 34,)),
     ]
-    joined = ragged_graphs([table], np.zeros(4, np.int64), configurations, [0])
+    joined = ragged_graphs([table], np.zeros(4, np.int64), configurations)
     assert joined.n_defects.tolist() == [3, 1, 2, 1]
     for number, configuration in enumerate(configurations):
         one = select_graphs(joined, torch.tensor([number]))
         alone = block_graphs(
-            table, np.array([configuration.sites], np.int16), np.array([configuration.defect_types], np.int16), 0
+            table, np.array([configuration.sites], np.int16), np.array([configuration.defect_types], np.int16)
         )
         assert torch.equal(one.kinds[one.node], alone.kinds[alone.node])
         assert torch.equal(features_of_edges(one), features_of_edges(alone))
@@ -120,7 +120,7 @@ def test_ragged_graphs_keep_the_order_of_the_rows(supercell: Supercell) -> None:
 def test_selecting_graphs_twice_and_in_any_order_renumbers_their_nodes(supercell: Supercell) -> None:
     table = pair_table(supercell)
     sites = np.array([[16, 17], [18, 40], [20, 33]], np.int16)
-    graphs = join_graphs([block_graphs(table, sites, np.full_like(sites, V_S), 0)] * 2)
+    graphs = join_graphs([block_graphs(table, sites, np.full_like(sites, V_S))] * 2)
     chosen = select_graphs(graphs, torch.tensor([5, 0, 5]))
     assert chosen.node_graph.tolist() == [0, 0, 1, 1, 2, 2]
     assert chosen.target.tolist() == [0, 1, 2, 3, 4, 5]  # each graph's own nodes, though one occurs twice
@@ -134,8 +134,8 @@ def test_the_ends_of_an_edge_are_its_target_and_its_source(supercell: Supercell)
     """Kinds of an edge are looked up by number in a block; here they are read from the nodes that it joins."""
     sites = np.array([[2, 17, 40], [3, 18, 41]], np.int16)
     codes = np.array([[42 * 128, V_S, V_S + 34], [42 * 128 + 74, V_S + 34, V_S]], np.int16)
-    graphs = block_graphs(pair_table(supercell), sites, codes, 1)
-    assert graphs.kinds[graphs.node].tolist() == [[c // 128, c % 128, 1] for c in codes.ravel().tolist()]
+    graphs = block_graphs(pair_table(supercell), sites, codes)
+    assert graphs.kinds[graphs.node].tolist() == [[c // 128, c % 128] for c in codes.ravel().tolist()]
     assert torch.equal(graphs.pair_kinds[graphs.edge, 0], graphs.node[graphs.target])
     assert torch.equal(graphs.pair_kinds[graphs.edge, 1], graphs.node[graphs.source])
 
@@ -147,7 +147,7 @@ def test_ragged_graphs_have_each_kind_of_pair_once(supercell: Supercell) -> None
         Configuration((16, 17, 30), (V_S, V_S, V_S + 34)),
         Configuration((16, 17), (V_S, V_S)),
     ]
-    graphs = ragged_graphs([pair_table(supercell)] * 2, np.array([0, 0, 1]), configurations, [0, 0])
+    graphs = ragged_graphs([pair_table(supercell)] * 2, np.array([0, 0, 1]), configurations)
     assert len(torch.unique(graphs.pair_kinds, dim=0)) == len(graphs.pair_kinds)
     assert torch.equal(torch.unique(graphs.edge), torch.arange(len(graphs.pair_kinds)))
     assert len(graphs.kinds) == 2
@@ -158,7 +158,7 @@ def test_ragged_graphs_have_each_kind_of_pair_once(supercell: Supercell) -> None
 def test_only_pairs_of_kinds_that_have_sites_are_tabulated(supercell: Supercell) -> None:
     """v_Mo on a site of Mo and v_S on one of S: a row for each class of pairs of such sites, none for others."""
     table = pair_table(supercell)
-    kinds = all_kinds(table, [V_S, 42 * 128], 0)
+    kinds = all_kinds(table, [V_S, 42 * 128])
     species = np.array(supercell.species)
     for t, target in enumerate(("S", "Mo")):
         for s, source in enumerate(("S", "Mo")):

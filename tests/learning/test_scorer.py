@@ -55,7 +55,7 @@ def block_of(rows: LabelledRows, k: int) -> tuple[np.ndarray, np.ndarray]:
 def test_mean_and_standard_deviation_are_those_of_the_members(ensemble: Ensemble, rows: LabelledRows, k: int) -> None:
     """Member by member from graphs: references and calibration applied to what each network says."""
     sites, codes = block_of(rows, k)
-    outputs = ensemble.network(block_graphs(pair_table(rows.supercells[0]), sites, codes, 0)).double().numpy()
+    outputs = ensemble.networks[0](block_graphs(pair_table(rows.supercells[0]), sites, codes)).double().numpy()
     references = ensemble.references
     floors, factors = (table[0, k - 1] for table in (ensemble.calibration.floors, ensemble.calibration.factors))
     gap = references.outputs.index("homo_lumo_gap_min")
@@ -109,11 +109,11 @@ def test_no_rows_are_no_predictions(ensemble: Ensemble, rows: LabelledRows) -> N
 @pytest.mark.parametrize("weight", [np.nan, np.inf])
 def test_predictions_that_are_no_numbers_are_an_error(ensemble: Ensemble, rows: LabelledRows, weight: float) -> None:
     """No query would ever rank them, and a campaign that keeps its best would end without them."""
-    network = deepcopy(ensemble.network)
+    network = deepcopy(ensemble.networks[0])
     network.read_out.bias.data[1, 0, -1] = weight
     sites, codes = block_of(rows, 2)
     with pytest.raises(CalculationError, match=f"{len(sites)} of {len(sites)} predictions"):
-        score_block(replace(ensemble, network=network), rows.supercells[0], sites, codes, device="cpu")
+        score_block(replace(ensemble, networks=(network,)), rows.supercells[0], sites, codes, device="cpu")
 
 
 def test_the_pristine_supercell_is_refused(ensemble: Ensemble, rows: LabelledRows) -> None:

@@ -11,11 +11,13 @@ import torch
 from screening.errors import InputError
 from screening.learning.artifacts import ensemble_to_bytes
 from screening.learning.dataset import LabelledRows
+from screening.learning.descent import Descent
 from screening.learning.ensemble import Ensemble
+from screening.learning.gnn import Architecture, SparseDefectNetwork
 from screening.learning.references import fit_references
 from screening.learning.scorer import score_configurations
 from screening.learning.settings import TrainingSettings
-from screening.learning.training import Progress, _draw, train_ensemble
+from screening.learning.training import Progress, train_ensemble
 from tests.learning.synthetic import SMALL, labelled_rows
 
 
@@ -24,6 +26,18 @@ def errors_of(ensemble: Ensemble, rows: LabelledRows) -> np.ndarray:
     chosen = np.flatnonzero(rows.is_validation)
     mean, _ = score_configurations(ensemble, rows.supercells[0], [rows.configurations[i] for i in chosen], device="cpu")
     return np.asarray(mean - rows.labels[chosen])
+
+
+def rows_of_two_hosts(n_rows: int) -> LabelledRows:
+    """Rows of MoS2 and of a host with another name, in turn."""
+    rows = labelled_rows(n_rows, seed=4)
+    host = replace(rows.supercells[0].host, name="other")
+    return replace(
+        rows,
+        supercells=(rows.supercells[0], replace(rows.supercells[0], host=host)),
+        supercell_of_row=np.arange(n_rows) % 2,
+        group_of_row=np.arange(n_rows) % 2,
+    )
 
 
 def test_interactions_are_learnt_far_beyond_the_references(ensemble: Ensemble, rows: LabelledRows) -> None:
@@ -51,8 +65,9 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(rows: Labe
     assert packed[0] != packed[2]
 
 
-def test_a_resumed_training_ends_as_an_undisturbed_one(rows: LabelledRows) -> None:
-    settings = replace(SMALL, epochs=6)
+def test_a_resumed_training_ends_as_an_undisturbed_one() -> None:
+    rows = rows_of_two_hosts(160)  # after six epochs a network knows less than the kernel regression
+    settings = replace(SMALL, epochs=6, drawn_rows=40)
     checkpoints: list[bytes] = []
 
     def keep(progress: Progress, make_checkpoint: object) -> None:
@@ -60,14 +75,15 @@ def test_a_resumed_training_ends_as_an_undisturbed_one(rows: LabelledRows) -> No
         checkpoints.append(make_checkpoint())
 
     whole = train_ensemble(rows, settings, seed=2, on_progress=keep)
-    assert len(checkpoints) == 6
-    epochs: list[int] = []
-    resumed = train_ensemble(
-        rows, settings, seed=2, on_progress=lambda p, c: epochs.append(p.epoch), resume_from=checkpoints[2]
-    )
-    assert epochs == [4, 5, 6]
-    for name, weights in whole.network.state_dict().items():
-        torch.testing.assert_close(weights, resumed.network.state_dict()[name], rtol=0, atol=0)
+    assert len(checkpoints) == 2 * 7  # six epochs of results, one with drawn rows, for each of two hosts
+    packed = ensemble_to_bytes(whole)
+    for after in (2, 6, 9):  # within a phase, at the end of a host, in the second host
+        seen: list[Progress] = []
+        resumed = train_ensemble(
+            rows, settings, seed=2, on_progress=lambda p, c, seen=seen: seen.append(p), resume_from=checkpoints[after]
+        )
+        assert [progress.epoch for progress in seen] == list(range(after + 2, 15))
+        assert ensemble_to_bytes(resumed) == packed
 
 
 def test_training_stops_when_nothing_improves(rows: LabelledRows) -> None:
@@ -107,7 +123,7 @@ def test_retraining_starts_from_the_older_model_and_keeps_its_references(ensembl
     first: list[Progress] = []
     retrained = train_ensemble(
         more,
-        TrainingSettings(epochs=3, device="cpu"),
+        TrainingSettings(epochs=3, drawn_rows=0, device="cpu"),
         seed=0,
         on_progress=lambda p, c: first.append(p),
         start_from=ensemble,
@@ -120,20 +136,62 @@ def test_retraining_starts_from_the_older_model_and_keeps_its_references(ensembl
 
 
 def test_retraining_can_take_in_a_host_that_is_new(ensemble: Ensemble, rows: LabelledRows) -> None:
-    other = labelled_rows(120, seed=4)
-    host = replace(other.supercells[0].host, name="other")
-    both = replace(
-        other,
-        supercells=(other.supercells[0], replace(other.supercells[0], host=host)),
-        supercell_of_row=np.arange(120) % 2,
-        group_of_row=np.arange(120) % 2,
-    )
-    retrained = train_ensemble(
-        both, TrainingSettings(epochs=4, device="cpu"), seed=0, on_progress=lambda p, c: None, start_from=ensemble
-    )
+    both = rows_of_two_hosts(120)
+    settings = TrainingSettings(epochs=4, drawn_rows=0, device="cpu")
+    retrained = train_ensemble(both, settings, seed=0, on_progress=lambda p, c: None, start_from=ensemble)
     assert retrained.references.hosts == ("MoS2", "other")
-    mean, _ = score_configurations(retrained, both.supercells[1], other.configurations[:5], device="cpu")
+    mean, _ = score_configurations(retrained, both.supercells[1], both.configurations[:5], device="cpu")
     assert np.isfinite(mean).all()
+
+
+def test_hosts_that_have_nothing_new_keep_their_networks(ensemble: Ensemble) -> None:
+    both = rows_of_two_hosts(120)
+    settings = TrainingSettings(epochs=2, drawn_rows=0, device="cpu")
+    hosts: set[str] = set()
+    retrained = train_ensemble(
+        both, settings, seed=0, on_progress=lambda p, c: hosts.add(p.host), start_from=ensemble, only_hosts=["other"]
+    )
+    assert hosts == {"other"}
+    for name, weights in ensemble.networks[0].state_dict().items():
+        assert torch.equal(weights, retrained.networks[0].state_dict()[name])
+
+
+def test_rows_for_validation_are_not_looked_at(rows: LabelledRows) -> None:
+    labels = rows.labels.copy()
+    labels[rows.is_validation] = 1e3
+    settings = replace(SMALL, epochs=2, drawn_rows=40)
+    packed = [
+        ensemble_to_bytes(train_ensemble(given, settings, seed=0, on_progress=lambda p, c: None))
+        for given in (rows, replace(rows, labels=labels))
+    ]
+    assert packed[0] == packed[1]
+
+
+def rows_of_donors_and_acceptors(n_rows: int) -> LabelledRows:
+    """Energies that depend on which defects are more: a network that sums over pairs needs many rows to see it."""
+    rows = labelled_rows(n_rows, seed=2)
+    donors = np.array([sum(code == 16 * 128 for code in c.defect_types) for c in rows.configurations])
+    energy = np.abs(2 * donors - rows.n_defects) + 0.05 * np.random.default_rng(0).normal(size=n_rows)
+    return replace(rows, labels=np.stack([energy, energy / rows.n_defects, rows.labels[:, 2]], axis=1))
+
+
+def test_what_a_kernel_regression_knows_better_is_taught_to_the_network() -> None:
+    few = rows_of_donors_and_acceptors(60)
+    errors = []
+    for drawn_rows in (0, 1000):
+        epochs: list[int] = []
+        settings = replace(SMALL, epochs=60, drawn_rows=drawn_rows)
+        trained = train_ensemble(few, settings, seed=1, on_progress=lambda p, c, to=epochs: to.append(p.epoch))
+        errors.append(np.abs(errors_of(trained, few)[:, 1]).mean())
+        assert (max(epochs) > 60) == (drawn_rows > 0)  # a second phase
+    assert errors[1] < 0.9 * errors[0]
+
+
+def test_what_the_network_knows_better_is_left_alone() -> None:
+    epochs: list[int] = []
+    settings = replace(SMALL, epochs=100, drawn_rows=400)
+    train_ensemble(labelled_rows(90), settings, seed=1, on_progress=lambda p, c: epochs.append(p.epoch))
+    assert max(epochs) <= 100  # no second phase
 
 
 def test_missing_labels_are_left_out(rows: LabelledRows) -> None:
@@ -143,7 +201,7 @@ def test_missing_labels_are_left_out(rows: LabelledRows) -> None:
         replace(rows, labels=labels), replace(SMALL, epochs=2), seed=0, on_progress=lambda p, c: None
     )
     assert np.isfinite(trained.references.means).all()
-    assert all(bool(torch.isfinite(weights).all()) for weights in trained.network.state_dict().values())
+    assert all(bool(torch.isfinite(weights).all()) for weights in trained.networks[0].state_dict().values())
 
 
 def test_a_training_that_diverges_is_an_error_and_no_model(rows: LabelledRows) -> None:
@@ -161,8 +219,9 @@ def test_a_training_that_diverges_is_an_error_and_no_model(rows: LabelledRows) -
 def test_a_group_of_few_rows_is_drawn_as_often_as_a_large_one(rows: LabelledRows) -> None:
     """As the paper weighs its subsets; who wants a few rows to count as few puts them into a larger group."""
     weights = torch.tensor([1.0 / 180] * 180 + [1.0 / 20] * 20)
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.cat([torch.cat(_draw(weights, SMALL, generator)) for _ in range(50)])
+    network = SparseDefectNetwork(Architecture(n_members=3, n_outputs=2, width=8))
+    descent = Descent(network, SMALL, torch.Generator().manual_seed(0))
+    drawn = torch.cat([torch.cat(descent.draw(weights)) for _ in range(50)])
     assert len(drawn) == 50 * 200
     assert 0.47 < float((drawn >= 180).float().mean()) < 0.53
 

@@ -1,0 +1,100 @@
+"""The kernel regression: against sums written out, and against what is known of regressions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from screening.defects.catalogue import catalogue_host
+from screening.defects.defect_types import Configuration
+from screening.defects.host import Supercell
+from screening.defects.symmetry import find_symmetry
+from screening.learning.environment_kernel import describe, fit_environment_kernel, likeness, self_likeness
+from screening.learning.graph import pair_table
+from screening.learning.pair_columns import PairColumns, pair_columns
+from tests.learning.synthetic import labelled_rows
+
+Place = tuple[int, int]  # defect type and class of pair
+V_S, SE_S, V_MO = 16 * 128, 16 * 128 + 34, 42 * 128
+
+
+@pytest.fixture(scope="module")
+def columns() -> PairColumns:
+    return pair_columns(Supercell.parse(catalogue_host("MoS2"), "4x4"), [V_S, SE_S, V_MO])
+
+
+def environment(
+    columns: PairColumns, configuration: Configuration, i: int, reach: float
+) -> dict[tuple[int, int], float]:
+    """What is around defect i: by type and class of pair, each defect by how near it is."""
+    table = pair_table(columns.supercell)
+    found: dict[Place, float] = {}
+    for j, (site, code) in enumerate(zip(configuration.sites, configuration.defect_types, strict=True)):
+        distance = columns.supercell.pair_distances[configuration.sites[i], site]
+        if j != i and distance < 9.0:
+            place = (code, int(table.number[configuration.sites[i], site]))
+            found[place] = found.get(place, 0.0) + float(np.exp(-distance / reach))
+    return found
+
+
+def test_likeness_is_the_mean_over_pairs_of_environments_of_one_type(columns: PairColumns) -> None:
+    first = Configuration((2, 17, 25, 40), (V_MO, V_S, SE_S, V_S))
+    second = Configuration((3, 18, 33), (V_MO, V_S, V_S))
+    reach, length = 3.0, 0.4
+    expected = 0.0
+    for i, a in enumerate(first.defect_types):
+        for j, b in enumerate(second.defect_types):
+            if a == b:
+                x, y = environment(columns, first, i, reach), environment(columns, second, j, reach)
+                square = sum((x.get(place, 0.0) - y.get(place, 0.0)) ** 2 for place in {*x, *y})
+                expected += np.exp(-0.5 * square / length**2) / (4 * 3)
+    one, other = describe(columns, [first]), describe(columns, [second])
+    assert float(likeness(one, other, (reach, length))) == pytest.approx(expected, rel=1e-5)
+    assert torch.allclose(self_likeness(one, (reach, length)), likeness(one, one, (reach, length)).diagonal())
+
+
+def test_a_smooth_answer_is_learnt_and_left_out_rows_are_not_known() -> None:
+    rows = labelled_rows(240)
+    energies = rows.labels[:, 1]
+    columns = pair_columns(rows.supercells[0], sorted({c for x in rows.configurations for c in x.defect_types}))
+    folds = np.arange(200) % 3
+    fitted = fit_environment_kernel(columns, rows.configurations[:200], energies[:200], folds, n_members=3)
+    predicted = fitted.predict(rows.configurations)  # (3, 240)
+    new = np.abs(predicted[:, 200:].mean(axis=0) - energies[200:]).mean()
+    assert new < 0.03 * energies.std()
+    left_out = np.abs(predicted[folds, np.arange(200)] - energies[:200]).mean()
+    known = np.abs(predicted[(folds + 1) % 3, np.arange(200)] - energies[:200]).mean()
+    assert left_out > 2 * known
+    for member in range(3):
+        assert (fitted.weights[folds == member, member] == 0).all()
+
+
+def test_equivalent_configurations_have_one_energy() -> None:
+    rows = labelled_rows(120)
+    columns = pair_columns(rows.supercells[0], sorted({c for x in rows.configurations for c in x.defect_types}))
+    fitted = fit_environment_kernel(
+        columns, rows.configurations, rows.labels[:, 1], np.zeros(120, np.int64), n_members=1
+    )
+    fitted_to_all = fit_environment_kernel(
+        columns, rows.configurations, rows.labels[:, 1], np.full(120, 9), n_members=1
+    )
+    sites, codes = (2, 17, 25, 40), (V_MO, V_S, SE_S, V_S)
+    images = []
+    for permutation in find_symmetry(rows.supercells[0]).permutations[::7]:
+        image = sorted((int(permutation[s]), c) for s, c in zip(sites, codes, strict=True))
+        images.append(Configuration(tuple(s for s, _ in image), tuple(c for _, c in image)))
+    predicted = fitted_to_all.predict(images)[0]
+    assert np.ptp(predicted) < 1e-5
+    assert np.isfinite(fitted.predict(images)).all()  # a member that has no row left knows the mean
+
+
+def test_rows_that_are_equal_do_not_break_the_fit() -> None:
+    rows = labelled_rows(60)
+    columns = pair_columns(rows.supercells[0], sorted({c for x in rows.configurations for c in x.defect_types}))
+    twice = rows.configurations + rows.configurations
+    labels = np.concatenate([rows.labels[:, 1], rows.labels[:, 1]])
+    fitted = fit_environment_kernel(columns, twice, labels, np.arange(120) % 4, n_members=4)
+    assert np.isfinite(fitted.predict(rows.configurations)).all()
+    constant = fit_environment_kernel(columns, rows.configurations, np.full(60, 1.25), np.arange(60) % 3, n_members=3)
+    np.testing.assert_allclose(constant.predict(rows.configurations), 1.25)
