@@ -3,9 +3,9 @@
 Hosts do not share weights: trained together they took six times as long, and were worse on every subset of 2DMD. Two
 phases make a host's network:
 
-1. The results alone. Rows are drawn so that groups weigh as the root of their sizes; a step of AdamW on a Huber-like loss of the errors
-   in units of their group's spread moves the weights, and averaged weights follow. The learning rate rises for a
-   moment and falls along a cosine.
+1. The results alone. Rows are drawn so that groups weigh as the roots of their sizes; a step of AdamW on a Huber-like
+   loss of the errors in units of their group's spread moves the weights, and averaged weights follow. The learning
+   rate rises for a moment and falls along a cosine.
 2. Results and drawn configurations (`screening.learning.teaching`), whose energy per defect a kernel regression
    labels, and whose other properties the member itself does, as it was at the end of the first phase: many
    configurations that agree with the best it knew keep it from learning few results by heart. Only like groups whose
