@@ -95,6 +95,13 @@ def model_reproduce(
     seed: Annotated[int | None, typer.Option(help="Seed of weights and order; that of the shipped model.")] = None,
     members: Annotated[int | None, typer.Option(help="Networks of the ensemble; as the shipped model.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the rows, at most; as the shipped model.")] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            help="Do one of the two trainings, measured or shipped, and stop: two processes then share the work, and "
+            "the command without this option puts both together."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train and measure the model that comes with the package again, from its data. Needs no services.
@@ -107,13 +114,14 @@ def model_reproduce(
     from screening.pipeline.labelled_files import read_labelled
     from screening.pipeline.model_cards import card_to_json
     from screening.pipeline.pretrained import check_output
-    from screening.pipeline.reproduction import RECIPE, reproduce_model
+    from screening.pipeline.reproduction import RECIPE, reproduce_model, train_part
 
     check_output(output)
     settings = replace(
         RECIPE.settings,
         n_members=RECIPE.settings.n_members if members is None else members,
         epochs=RECIPE.settings.epochs if epochs is None else epochs,
+        device=load_settings().device,
     )
     recipe = replace(RECIPE, settings=settings, seed=RECIPE.seed if seed is None else seed)
     with progress_bar("read") as show:
@@ -122,9 +130,11 @@ def model_reproduce(
         note(f"left out {refused}: {reason}")
     note(f"{labelled.n_rows} labelled rows of {len(labelled.subsets)} subsets")
     with progress_bar("train") as show:
-        card = reproduce_model(
-            labelled, output, recipe=recipe, device=load_settings().device, on_progress=_reporter(show)
-        )
+        if only is not None:
+            train_part(labelled, output, only, recipe=recipe, on_progress=_reporter(show))
+            note(f"the {only} model is trained; the same command without --only puts both together")
+            return
+        card = reproduce_model(labelled, output, recipe=recipe, on_progress=_reporter(show))
     if as_json:
         print_json(card_to_json(card))
         return

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 import screening
 from screening.dft.results import LevelOfTheory
-from screening.errors import LevelOfTheoryError
+from screening.errors import InputError, LevelOfTheoryError
 from screening.learning.fingerprints import fingerprints_of_rows
 from screening.learning.settings import TrainingSettings
 from screening.pipeline.evaluation import LEARNT, Evaluation, evaluate_ensemble, metrics_by_subset
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from screening.learning.ensemble import Ensemble
     from screening.learning.training import Progress
 
+MEASURED, SHIPPED = PARTS = ("measured", "shipped")
 CHECKPOINT_S = 30.0
 VALIDATION_PARTS = 5  # of rows without a split every fifth measures, chosen by what it is
 _FOLDS = 2**31
@@ -53,7 +54,7 @@ _SMALLEST_STD = 1e-4  # eV or Bohr magneton; smaller changes are none
 _PACKAGES = ("torch", "numpy", "screening")
 
 OnProgress = Callable[[str, "Progress"], None]
-"""Called after each epoch with the name of the training, `measured` or `shipped`."""
+"""Called after each epoch with the name of the training, one of `PARTS`."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,22 @@ RECIPE = Recipe(
 )
 
 
+def train_part(
+    labelled: LabelledFiles, output: Path, part: str, *, recipe: Recipe = RECIPE, on_progress: OnProgress
+) -> None:
+    """Do one of the two trainings of `reproduce_model`, which then finds it done: two processes share the work.
+
+    Raises:
+        InputError: there is no such part, or as `reproduce_model` says.
+    """
+    if part not in PARTS:
+        raise InputError(f"{part!r} is none of the trainings of a model; they are {', '.join(PARTS)}")
+    labelled = _usable(labelled)
+    _Work(output, recipe, labelled.digest).train(part, _rows(labelled, part), on_progress)
+
+
 def reproduce_model(
-    labelled: LabelledFiles, output: Path, *, recipe: Recipe = RECIPE, device: str = "auto", on_progress: OnProgress
+    labelled: LabelledFiles, output: Path, *, recipe: Recipe = RECIPE, on_progress: OnProgress
 ) -> ModelCard:
     """Train and measure a model on labelled rows, and write it with its card (`<output>.md`).
 
@@ -112,14 +127,12 @@ def reproduce_model(
     """
     from screening.learning.artifacts import ensemble_from_bytes, ensemble_to_bytes
 
-    _only_level(labelled)
-    labelled = labelled.chosen(np.array([split != "test" for split in labelled.splits], bool))
+    labelled, device = _usable(labelled), recipe.settings.device
+    work = _Work(output, recipe, labelled.digest)
+    measured, trained = (work.train(part, _rows(labelled, part), on_progress) for part in PARTS)
     measuring = _measuring_rows(labelled)
-    work = _Work(output, recipe, labelled.digest, device)
-    measured = work.train("measured", _rows(labelled, measuring), on_progress)
     learnt = fingerprints_of_rows(labelled.chosen(~measuring))
     evaluation = evaluate_ensemble(measured, labelled.chosen(measuring), learnt=learnt, device=device)
-    trained = work.train("shipped", _rows(labelled, np.zeros(labelled.n_rows, bool)), on_progress)
     trained = replace(trained, extra={**trained.extra, LEARNT: np.unique(fingerprints_of_rows(labelled))})
     packed = in_half_precision(ensemble_to_bytes(trained))
     rounded = ensemble_from_bytes(packed)
@@ -172,14 +185,18 @@ class _Work:
     Its name holds a digest of data, recipe and program: other ones begin anew in a folder of their own.
     """
 
-    def __init__(self, output: Path, recipe: Recipe, data_digest: str, device: str) -> None:
+    def __init__(self, output: Path, recipe: Recipe, data_digest: str) -> None:
         check_output(output)
-        text = json.dumps([asdict(recipe), data_digest, device, _versions(), _commit()], sort_keys=True)
+        text = json.dumps([asdict(recipe), data_digest, _versions(), _program_digest()], sort_keys=True)
         self.folder = output.with_name(f".{output.stem}-{sha256(text.encode()).hexdigest()[:12]}")
         self.folder.mkdir(exist_ok=True)
-        self._recipe, self.device = recipe, device
-        self._times = self.folder / "cpu_times.json"
-        self.cpu_times: dict[str, float] = json.loads(self._times.read_text()) if self._times.is_file() else {}
+        self._recipe = recipe
+
+    @property
+    def cpu_times(self) -> dict[str, float]:
+        """Seconds of processor time that each training has taken so far, all attempts together."""
+        files = {part: self._time_file(part) for part in PARTS}
+        return {part: float(file.read_text()) for part, file in files.items() if file.is_file()}
 
     def train(self, name: str, rows: LabelledRows, on_progress: OnProgress) -> Ensemble:
         """The finished training of this name: as it was left, gone on with, or begun."""
@@ -201,7 +218,7 @@ class _Work:
 
         ensemble = train_ensemble(
             rows,
-            replace(self._recipe.settings, device=self.device),
+            self._recipe.settings,
             seed=self._recipe.seed,
             on_progress=report,
             resume_from=checkpoint.read_bytes() if checkpoint.is_file() else None,
@@ -214,14 +231,26 @@ class _Work:
         """Remove the folder."""
         shutil.rmtree(self.folder)
 
+    def _time_file(self, name: str) -> Path:
+        return self.folder / f"{name}.cpu_seconds"
+
     def _note_time(self, name: str, seconds: float) -> None:
-        self.cpu_times[name] = round(seconds, 1)
-        self._write(self._times, json.dumps(self.cpu_times).encode())
+        self._write(self._time_file(name), f"{seconds:.1f}".encode())
 
     def _write(self, path: Path, content: bytes) -> None:
         partial = path.with_name(f"{path.name}.partial")
         partial.write_bytes(content)
         partial.replace(path)
+
+
+def _usable(labelled: LabelledFiles) -> LabelledFiles:
+    """The rows without those of a test.
+
+    Raises:
+        LevelOfTheoryError: they are not all of one level of theory.
+    """
+    _only_level(labelled)
+    return labelled.chosen(np.array([split != "test" for split in labelled.splits], bool))
 
 
 def _only_level(labelled: LabelledFiles) -> LevelOfTheory:
@@ -241,8 +270,9 @@ def _measuring_rows(labelled: LabelledFiles) -> NDArray[np.bool_]:
     return np.asarray(fingerprints_of_rows(labelled) % VALIDATION_PARTS == 0)
 
 
-def _rows(labelled: LabelledFiles, measuring: NDArray[np.bool_]) -> LabelledRows:
+def _rows(labelled: LabelledFiles, part: str) -> LabelledRows:
     """The rows as a training takes them; their folds follow from what they are, not from their order."""
+    measuring = _measuring_rows(labelled) if part == MEASURED else np.zeros(labelled.n_rows, bool)
     fold = (fingerprints_of_rows(labelled) % _FOLDS).astype(np.int64)
     return replace(labelled.rows(measuring), fold=fold)
 
@@ -277,7 +307,7 @@ def _training_card(recipe: Recipe, labelled: LabelledFiles, work: _Work, change:
         "settings": settings,
         "data sha256": labelled.digest,
         "CPU time (s)": {f"{name} model": seconds for name, seconds in work.cpu_times.items()},
-        "device": work.device,
+        "device": recipe.settings.device,
         "machine": platform.machine(),
         "weights": f"half precision, which moves no mean of a labelled row by more than {change:.2g} of its standard "
         "deviation",
@@ -290,6 +320,13 @@ def _training_card(recipe: Recipe, labelled: LabelledFiles, work: _Work, change:
 
 def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+
+
+def _program_digest() -> str:
+    """Of the programs that a training depends on: a checkpoint of others is of no use."""
+    root = Path(screening.__file__).parent
+    files = sorted(path for package in ("learning", "defects") for path in (root / package).glob("*.py"))
+    return sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def _commit() -> str | None:

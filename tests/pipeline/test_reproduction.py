@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load
 
-from screening.errors import FileFormatError, LevelOfTheoryError
+from screening.errors import FileFormatError, InputError, LevelOfTheoryError
 from screening.learning.fingerprints import fingerprints_of_rows
 from screening.learning.scorer import score_configurations
 from screening.learning.settings import TrainingSettings
@@ -20,7 +20,7 @@ from screening.pipeline.evaluation import LEARNT
 from screening.pipeline.labelled_files import LabelledFiles, read_labelled
 from screening.pipeline.model_cards import card_text
 from screening.pipeline.pretrained import read_model_file
-from screening.pipeline.reproduction import RECIPE, reproduce_model
+from screening.pipeline.reproduction import PARTS, RECIPE, reproduce_model, train_part
 from tests.synthetic_2dmd import Row, write_subset
 
 RECIPE_OF_TEST = replace(RECIPE, name="made", settings=TrainingSettings(n_members=3, width=16, epochs=3, device="cpu"))
@@ -57,7 +57,7 @@ def nothing(name: str, progress: Progress) -> None:
 
 
 def make(labelled: LabelledFiles, output: Path, report: Callable[[str, Progress], None] = nothing) -> Path:
-    reproduce_model(labelled, output, recipe=RECIPE_OF_TEST, device="cpu", on_progress=report)
+    reproduce_model(labelled, output, recipe=RECIPE_OF_TEST, on_progress=report)
     return output
 
 
@@ -131,6 +131,26 @@ def test_the_same_weights_come_out_again_also_of_a_run_that_was_stopped(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["made.md", "made.safetensors"]
 
 
+def test_two_processes_may_share_the_work(labelled: LabelledFiles, made: Path, tmp_path: Path) -> None:
+    output = tmp_path / "made.safetensors"
+    seen: set[str] = set()
+
+    def note(name: str, progress: Progress) -> None:
+        seen.add(name)
+
+    for part in reversed(PARTS):
+        train_part(labelled, output, part, recipe=RECIPE_OF_TEST, on_progress=note)
+        assert seen.pop() == part
+    assert not output.exists()
+    make(labelled, output, note)
+    assert not seen
+    again, before = load(output.read_bytes()), load(made.read_bytes())
+    for name, tensor in before.items():
+        np.testing.assert_array_equal(again[name], tensor, err_msg=name)
+    with pytest.raises(InputError, match="'both' is none of the trainings"):
+        train_part(labelled, output, "both", recipe=RECIPE_OF_TEST, on_progress=note)
+
+
 def test_checkpoints_of_other_settings_are_not_taken(labelled: LabelledFiles, tmp_path: Path) -> None:
     output = tmp_path / "made.safetensors"
 
@@ -139,7 +159,7 @@ def test_checkpoints_of_other_settings_are_not_taken(labelled: LabelledFiles, tm
 
     for seed in (0, 1):
         with pytest.raises(StoppedError):
-            reproduce_model(labelled, output, recipe=replace(RECIPE_OF_TEST, seed=seed), device="cpu", on_progress=stop)
+            reproduce_model(labelled, output, recipe=replace(RECIPE_OF_TEST, seed=seed), on_progress=stop)
     assert len(list(tmp_path.iterdir())) == 2
 
 
