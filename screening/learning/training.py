@@ -4,8 +4,8 @@ Hosts do not share weights: trained together they took six times as long, and we
 phases make a host's network:
 
 1. The results alone. Rows are drawn so that groups weigh as the roots of their sizes; a step of AdamW on a Huber-like
-   loss of the errors in units of their group's spread moves the weights, and averaged weights follow. The learning
-   rate rises for a moment and falls along a cosine.
+   loss of the errors in units of what they are in their group moves the weights, and averaged weights follow. The
+   learning rate rises for a moment and falls along a cosine.
 2. Results and drawn configurations (`screening.learning.teaching`), whose energy per defect a kernel regression
    labels, and whose other properties the member itself does, as it was at the end of the first phase: many
    configurations that agree with the best it knew keep it from learning few results by heart. Only like groups whose
@@ -41,7 +41,7 @@ from screening.learning.references import References, extend_references, fit_ref
 from screening.learning.settings import TrainingSettings
 from screening.learning.teaching import DRAWN_PER_RESULT, Drawn, draw_rows, label_energies
 
-SMALLEST_GROUP_SCALE = 0.02  # of the overall scale; a group of nearly equal labels must not rule the loss
+SMALLEST_SPREAD = 0.02  # of the overall scale; a group of nearly equal labels must not rule the loss
 RETRAINING = 0.3  # share of the learning rate when a training starts from a finished model
 DRAWN_PASSES = 0.1  # epochs of the second phase by those of the first: there are many more rows
 N_PHASES = 2
@@ -79,16 +79,18 @@ class _HostRows:
         rows: the training rows.
         graphs: of them.
         targets: (n, n_outputs) standardised labels, NaN where absent.
-        scales: (n, n_outputs) spread of the targets in the group of each row.
         weights: (n,) float64, of `_group_weights`.
+        group: (n,) number of the group of each row among those of the host.
+        spreads: (n_groups, n_outputs) standard deviation of the targets in each group.
         fold: (n,) of each row among the members.
     """
 
     rows: LabelledRows
     graphs: Graphs
     targets: NDArray[np.float64]
-    scales: NDArray[np.float64]
     weights: NDArray[np.float64]
+    group: NDArray[np.int64]
+    spreads: NDArray[np.float64]
     fold: NDArray[np.int64]
 
 
@@ -224,7 +226,7 @@ class _Training:
         left_out = self._on_device(given, left_out=True)
         network = self._network_before(host) or self._new_network(number)
         if self._phase == 0:
-            descent = Descent(network, self._settings, generator)
+            descent = Descent(network, self._settings, generator, left_out.spreads)
             if self._start_from is not None:  # what it starts from is the first to be kept
                 descent.keep_best(evaluate(descent.averaged, left_out.graphs), left_out)
             learnt = self._on_device(given, left_out=False)
@@ -236,7 +238,7 @@ class _Training:
         drawn = [part for part in drawn if part.group in self._taught_groups]
         if not drawn:
             return network
-        descent = Descent(network.requires_grad_(True), self._settings, generator)
+        descent = Descent(network.requires_grad_(True), self._settings, generator, left_out.spreads)
         descent.keep_best(evaluate(descent.averaged, left_out.graphs), left_out)
         mixed = self._with_drawn(given, drawn)
         self._descend(descent, host, mixed, left_out, epochs=drawn_epochs(self._settings))
@@ -357,25 +359,28 @@ class _Training:
         """Training rows and drawn ones."""
         assert self._drawn_labels is not None
         real = self._on_device(given, left_out=False)
-        groups = np.repeat([part.group for part in drawn], [len(part.configurations) for part in drawn])
-        scale_of = {group: given.scales[given.rows.group_of_row == group][0] for group in {p.group for p in drawn}}
-        scales = torch.from_numpy(np.array([scale_of[group] for group in groups.tolist()])).float()
+        numbers = {int(g): int(n) for g, n in zip(given.rows.group_of_row, given.group, strict=True)}
+        sizes = [len(part.configurations) for part in drawn]
+        group = np.concatenate([given.group, np.repeat([numbers[part.group] for part in drawn], sizes)])
         graphs = share_kinds(join_graphs([given.graphs, self._graphs_of(drawn)]))
-        weights = _group_weights(np.concatenate([given.rows.group_of_row, groups]))
         return Rows(
             graphs.to(self._device),
             torch.cat([real.targets, self._drawn_labels.to(self._device)], dim=1),
-            torch.cat([real.scales, scales.to(self._device)]),
-            torch.from_numpy(weights).float().to(self._device),
+            torch.from_numpy(_group_weights(group)).float().to(self._device),
+            torch.from_numpy(group).to(self._device),
+            real.spreads,
         )
 
     def _on_device(self, given: _HostRows, *, left_out: bool) -> Rows:
         """The training rows, those that each member leaves out or those that it learns from."""
         members = np.arange(self._settings.n_members)[:, None]
         for_member = (given.fold == members) == left_out  # (n_members, n)
-        targets = np.where(for_member[:, :, None], given.targets, np.nan)
-        parts = (torch.from_numpy(x).float().to(self._device) for x in (targets, given.scales, given.weights))
-        return Rows(given.graphs.to(self._device), *parts)
+        chosen = np.where(for_member[:, :, None], given.targets, np.nan)
+        targets, weights, spreads = (
+            torch.from_numpy(x).float().to(self._device) for x in (chosen, given.weights, given.spreads)
+        )
+        group = torch.from_numpy(given.group).to(self._device)
+        return Rows(given.graphs.to(self._device), targets, weights, group, spreads)
 
 
 def drawn_epochs(settings: TrainingSettings) -> int:
@@ -409,21 +414,19 @@ def _prepare(rows: LabelledRows, references: References, settings: TrainingSetti
     host = rows.supercells[0].host.name
     offsets = references.offsets([host] * len(rows.configurations), rows.configurations)
     targets = references.standardise(output_labels(rows, references.outputs), offsets)
-    scales = _group_scales(targets, rows.group_of_row)
-    return _HostRows(rows, graphs, targets, scales, _group_weights(rows.group_of_row), rows.fold % settings.n_members)
+    _, group = np.unique(rows.group_of_row, return_inverse=True)
+    spreads = _group_spreads(targets, group)
+    return _HostRows(rows, graphs, targets, _group_weights(group), group, spreads, rows.fold % settings.n_members)
 
 
-def _group_scales(targets: NDArray[np.float64], group_of_row: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(n, n_outputs): standard deviation of the targets in the group of each row."""
-    scales = np.ones_like(targets)
-    for group in np.unique(group_of_row):
-        of_group = group_of_row == group
-        for p in range(targets.shape[1]):
-            known = targets[of_group, p]
-            known = known[np.isfinite(known)]
-            spread = float(known.std()) if len(known) > 1 else 1.0
-            scales[of_group, p] = max(spread, SMALLEST_GROUP_SCALE)
-    return scales
+def _group_spreads(targets: NDArray[np.float64], group: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(n_groups, n_outputs): standard deviation of the targets in each group."""
+    spreads = np.ones((group.max() + 1, targets.shape[1]))
+    for g, p in np.ndindex(spreads.shape):
+        known = targets[group == g, p]
+        known = known[np.isfinite(known)]
+        spreads[g, p] = max(float(known.std()) if len(known) > 1 else 1.0, SMALLEST_SPREAD)
+    return spreads
 
 
 def _group_weights(group_of_row: NDArray[np.int64]) -> NDArray[np.float64]:
