@@ -41,27 +41,29 @@ def values(supercell: Supercell, configuration: Configuration) -> dict[str, floa
     }
 
 
-def random_configurations(supercell: Supercell, n: int, *, seed: int = 0) -> list[Configuration]:
-    """Configurations of one and two defects of the four types."""
+def random_configurations(supercell: Supercell, n: int, *, seed: int = 0, max_defects: int = 2) -> list[Configuration]:
+    """Configurations of one to `max_defects` defects of the four types."""
     generator = np.random.default_rng(seed)
     types = parse_defect_types(list(SINGLE))
     found = []
     for _ in range(n):
         chosen: dict[int, int] = {}
-        for _ in range(int(generator.integers(1, 3))):
+        for _ in range(int(generator.integers(1, max_defects + 1))):
             defect_type = types[int(generator.integers(len(types)))]
             chosen[int(generator.choice(supercell.allowed(defect_type)))] = defect_type.code
         found.append(Configuration(tuple(sorted(chosen)), tuple(chosen[site] for site in sorted(chosen))))
     return found
 
 
-def add_results(session: Session, n: int, *, level: str = LEVEL, split: str | None = None, seed: int = 0) -> int:
+def add_results(
+    session: Session, n: int, *, level: str = LEVEL, split: str | None = None, seed: int = 0, max_defects: int = 2
+) -> int:
     """Store the results of distinct ones among n random configurations of 4x4 MoS2; their number."""
     stored = add_supercell(session, mos2())
     row = tables.LevelOfTheory(name=level, code="formula", functional="none", settings={}, digest=level)
     session.add(row)
     session.flush()
-    configurations = random_configurations(stored.supercell, n, seed=seed)
+    configurations = random_configurations(stored.supercell, n, seed=seed, max_defects=max_defects)
     ids = add_configurations(session, stored, configurations)
     distinct = dict(zip(ids, configurations, strict=True))
     for configuration_id, configuration in sorted(distinct.items()):

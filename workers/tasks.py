@@ -21,6 +21,7 @@ from screening.errors import CalculationError, CountMismatchError, InputError, L
 from screening.pipeline.campaigns import close_over
 from screening.pipeline.dispatch import CONDITIONS, UNITS, Kind, announce, task_name
 from screening.pipeline.models import train_unit
+from screening.pipeline.policies import tend
 from screening.pipeline.rounds import calculate_unit
 from screening.pipeline.scanning import scan_unit
 from workers.app import app
@@ -54,6 +55,24 @@ def score_next() -> None:
     """Scan a chunk of a campaign with its model."""
     _work("score", partial(scan_unit, device=app.settings.device))
     _close_campaigns()
+
+
+@app.task(name=task_name("tend"))
+def tend_lines() -> None:
+    """Look after the model lines that have a policy: retrain what is due, let campaigns follow."""
+    try:
+        found = tend(app.engine, device=app.settings.device)
+    except InputError as error:
+        _logger.error("the policies of the models cannot be followed: %s", error)
+        return
+    except (OperationalError, ServiceError) as error:
+        _logger.warning("the models are tended later: %s", error)
+        return
+    if found.trainings:
+        _announce_rest("train")
+    if found.campaigns:
+        _logger.info("scored again: %s", ", ".join(found.campaigns))
+        _announce_rest("score")
 
 
 def _work(kind: Kind, do_unit: Callable[[Engine, int, str], None]) -> None:

@@ -107,7 +107,7 @@ def downgrade() -> None:
     op.drop_constraint(op.f("fk_trained_models_line_id_level_id"), "trained_models", type_="foreignkey")
     for columns in ("line_id_version", "line_id_id"):
         op.drop_constraint(op.f(f"uq_trained_models_{columns}"), "trained_models", type_="unique")
-    for column in ("snapshot_sha256", "version", "line_id"):
+    for column in ("examined_to", "snapshot_sha256", "version", "line_id"):
         op.drop_column("trained_models", column)
     op.drop_table("model_lines")
     op.execute(context.script.get_revision("0003").module.VIEWS)
@@ -167,6 +167,14 @@ def _number_versions() -> None:
     op.add_column(
         "trained_models",
         sa.Column("snapshot_sha256", sa.Text(), comment="digest of the results, roles and labels that it learnt from"),
+    )
+    op.add_column(
+        "trained_models",
+        sa.Column(
+            "examined_to",
+            sa.Integer(),
+            comment="largest id of the new results that it was asked about while it was in production",
+        ),
     )
     op.execute(
         "INSERT INTO model_lines (name, level_id, hosts, created_at) SELECT name, level_id, "

@@ -1,4 +1,4 @@
-"""Models: train, model list and show; history and rollback are in `retraining`."""
+"""Models: train, model list and show; history, rollback and policy are in `retraining`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import screening.cli.model_files as model_files
 from screening.cli.options import AsJson, LevelName, Wait
 from screening.cli.output import print_json, print_table, wait_for
 from screening.cli.project import Project, stored_host_name
-from screening.cli.retraining import model_history, model_rollback, print_comparison
+from screening.cli.retraining import model_history, model_policy, model_rollback, print_comparison
 from screening.cli.training_progress import look_at_training
 from screening.errors import ScreeningError
 
@@ -26,6 +26,7 @@ def add_commands(app: typer.Typer) -> None:
     model.command("show")(model_show)
     model.command("history")(model_history)
     model.command("rollback")(model_rollback)
+    model.command("policy")(model_policy)
     model_files.add_commands(model)
     app.add_typer(model, name="model")
 

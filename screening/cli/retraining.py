@@ -1,10 +1,11 @@
-"""Retraining: retrain, model history, model rollback."""
+"""Retraining: retrain, model history, model rollback, model policy."""
 
 from __future__ import annotations
 
 import sys
 from contextlib import redirect_stdout
-from typing import Annotated, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,7 +14,10 @@ from screening.cli.output import counted, note, print_json, print_table, wait_fo
 from screening.cli.project import Project
 from screening.cli.quarantine import print_quarantined
 from screening.cli.training_progress import look_at_training
-from screening.errors import ScreeningError
+from screening.errors import InputError, ScreeningError
+
+if TYPE_CHECKING:
+    from screening.pipeline.policies import Policy
 
 NameOfLine = Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model.")]
 
@@ -130,6 +134,55 @@ def model_rollback(
         print_json({"production": now, "replaced": before})
     else:
         print(f"{now} is in production instead of {before}")
+
+
+def model_policy(
+    line: NameOfLine,
+    after_results: Annotated[
+        int | None, typer.Option("--after-results", help="Retrain after so many new results.")
+    ] = None,
+    after_hours: Annotated[
+        float | None, typer.Option("--after-hours", help="Retrain when new results have waited for so many hours.")
+    ] = None,
+    when_drifting: Annotated[
+        bool,
+        typer.Option("--when-drifting", help="Retrain when new results are outside the 95 % intervals too often."),
+    ] = False,
+    rescore: Annotated[
+        bool, typer.Option("--rescore", help="Start finished campaigns again with each version that is promoted.")
+    ] = False,
+    off: Annotated[bool, typer.Option("--off", help="Do nothing by itself any more.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Let a model be retrained by itself, by the workers; without options show what is set."""
+    from screening.database.models import line_by_name
+    from screening.pipeline.policies import OFF, Policy, drift_of, set_policy
+
+    policy = Policy(after_results, after_hours, when_drifting, rescore)
+    if off and policy != OFF:
+        raise InputError("--off lets nothing happen by itself; leave the other options out, or --off")
+    with Project().transaction() as session:
+        found = set_policy(session, line, policy) if off or policy != OFF else line_by_name(session, line)
+        name, drift = found.name, drift_of(session, found)
+        policy = Policy(found.after_results, found.after_hours, found.when_drifting, found.rescore)
+    if as_json:
+        print_json({"line": name, "policy": asdict(policy), "drift": [asdict(of) for of in drift]})
+        return
+    print(f"model {name}: {describe_policy(policy)}")
+    if drift:
+        columns = ["new results", "values", "outside the 95 % interval", "probability by chance"]
+        print_table(columns, [[of.property, of.n_values, of.n_outside, of.probability] for of in drift])
+
+
+def describe_policy(policy: Policy) -> str:
+    """A policy in words."""
+    reasons = [
+        *([f"after {counted(policy.after_results, 'new result')}"] if policy.after_results is not None else []),
+        *([f"when new results have waited for {policy.after_hours:g} h"] if policy.after_hours is not None else []),
+        *(["when new results are outside its intervals too often"] if policy.when_drifting else []),
+    ]
+    text = f"retrained by itself {', or '.join(reasons)}" if reasons else "not retrained by itself"
+    return text + ("; finished campaigns follow what is in production" if policy.rescore else "")
 
 
 def print_comparison(comparison: dict[str, Any]) -> None:

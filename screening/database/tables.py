@@ -377,6 +377,9 @@ class TrainedModel(Leased, Table):
     snapshot_sha256: Mapped[str | None] = mapped_column(
         comment="digest of the results, roles and labels that it learnt from"
     )
+    examined_to: Mapped[int | None] = mapped_column(
+        comment="largest id of the new results that it was asked about while it was in production"
+    )
 
 
 class ModelMetric(Table):

@@ -16,12 +16,13 @@ from sqlalchemy.orm import Session
 from screening.database import campaigns, tables
 from screening.database.leases import Unit, has_claimable
 from screening.errors import ServiceError
+from screening.pipeline.policies import lines_to_tend
 from screening.services import without_password
 
 if TYPE_CHECKING:
     from celery import Celery
 
-Kind = Literal["enumerate", "calculate", "train", "score"]
+Kind = Literal["enumerate", "calculate", "train", "score", "tend"]
 
 UNITS: dict[Kind, Unit] = {
     "enumerate": tables.Chunk,
@@ -35,7 +36,9 @@ CONDITIONS: dict[Kind, tuple[ColumnElement[bool], ...]] = {
     "train": (),
     "score": (tables.Chunk.scores.is_(True),),
 }
-QUEUES: dict[Kind, Literal["cpu", "gpu"]] = {"enumerate": "cpu", "calculate": "cpu", "train": "gpu", "score": "gpu"}
+QUEUES: dict[Kind, Literal["cpu", "gpu"]] = {
+    "enumerate": "cpu", "calculate": "cpu", "train": "gpu", "score": "gpu", "tend": "gpu",
+}  # fmt: skip
 
 EXPIRES_S = 60.0  # a worker that was busy for longer hears of what is left from beat
 LONGEST_QUEUE = 16  # messages; more say nothing new, and no worker may be there to read them
@@ -48,10 +51,14 @@ def task_name(kind: Kind) -> str:
 
 
 def claimable_kinds(session: Session) -> list[Kind]:
-    """The kinds of which a unit waits, or has lost its worker, or a campaign waits for its end."""
+    """The kinds of which a unit waits, or has lost its worker, or a campaign waits for its end.
+
+    Model lines are tended where a policy wants something.
+    """
     kinds = [kind for kind, table in UNITS.items() if has_claimable(session, table, *CONDITIONS[kind])]
     over: set[Kind] = {"score" if scores else "enumerate" for scores in campaigns.campaigns_over(session).values()}
-    return [kind for kind in UNITS if kind in over.union(kinds)]
+    wanted: list[Kind] = ["tend"] if lines_to_tend(session) else []
+    return [*(kind for kind in UNITS if kind in over.union(kinds)), *wanted]
 
 
 def announce(redis_url: str, *kinds: Kind) -> None:

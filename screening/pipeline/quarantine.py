@@ -102,6 +102,7 @@ def examine(
         return 0
     judged = _judge(session, champion, ensemble, new, device=device)
     _store_predictions(session, champion, judged)
+    champion.examined_to = max(champion.examined_to or 0, int(judged.ids.max()))
     findings = {int(judged.ids[row]): (batch, reason) for row, batch, reason in _findings(judged)}
     if findings:
         session.execute(

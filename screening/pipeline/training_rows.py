@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import delete, select
+from sqlalchemy import BigInteger, ColumnElement, cast, delete, func, select
 from sqlalchemy.orm import Session
 
 from screening.database import tables
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 VALIDATION_SHARE = 0.15
 SMALLEST_GROUP = 100  # rows of a data set that weighs as much as any other
+_ROLE_MULTIPLIER, _FOLD_MULTIPLIER = 2654435761, 2246822519  # 2**32 / golden ratio, and another odd number
 ROUNDS = "rounds"  # what the results of all rounds are called together
 
 
@@ -51,7 +52,14 @@ def role_of(result: tables.CalculationResult) -> str:
     """Train or validation: the data set's own split, else a fixed share by the result's id."""
     if result.split is not None:
         return result.split
-    return "validation" if (result.id * 2654435761 % 2**32) / 2**32 < VALIDATION_SHARE else "train"
+    return "validation" if (result.id * _ROLE_MULTIPLIER % 2**32) / 2**32 < VALIDATION_SHARE else "train"
+
+
+def is_for_training() -> ColumnElement[bool]:
+    """Whether the role of a result is train; a condition on `CalculationResult` that says what `role_of` says."""
+    result = tables.CalculationResult
+    place = (cast(result.id, BigInteger) * _ROLE_MULTIPLIER) % 2**32
+    return func.coalesce(result.split == "train", place >= VALIDATION_SHARE * 2**32)
 
 
 def fold_of(result_id: int) -> int:
@@ -59,7 +67,7 @@ def fold_of(result_id: int) -> int:
 
     By another multiplier than the role, so that roles and folds have nothing to do with each other.
     """
-    return (result_id * 2246822519 % 2**32) >> 16
+    return (result_id * _FOLD_MULTIPLIER % 2**32) >> 16
 
 
 def predictable(rows: Sequence[Any], roles: Mapping[int, str]) -> list[Any]:
@@ -127,9 +135,34 @@ def load_rows(session: Session, model: tables.TrainedModel) -> TrainingRows:
         labels=labels,
         is_validation=np.array([row.role == "validation" for row in found]),
         group_of_row=groups_of([row.supercell_id for row in found], names),
+        fold=np.array([fold_of(row.CalculationResult.id) for row in found], np.int64),
     )
     result_ids = np.array([row.CalculationResult.id for row in found], np.int64)
     return TrainingRows(rows, result_ids, tuple(map(dataset_name, names)), _digest(rows, result_ids))
+
+
+def changed_since(session: Session, trained: TrainingRows, parent_id: int) -> set[tuple[str, int]]:
+    """Hosts and numbers of defects whose training rows are not those that the parent has learnt from."""
+    learnt = tables.ModelTrainingResult
+    before = set(
+        session.scalars(select(learnt.result_id).where(learnt.model_id == parent_id, learnt.role == "train")).all()
+    )
+    rows, sizes = trained.rows, trained.rows.n_defects
+    now = {int(trained.result_ids[row]): row for row in np.flatnonzero(~rows.is_validation).tolist()}
+    added = {
+        (rows.supercells[rows.supercell_of_row[row]].host.name, int(sizes[row]))
+        for result, row in now.items()
+        if result not in before
+    }
+    gone = (
+        select(tables.Host.name, func.cardinality(tables.Configuration.sites))
+        .join(tables.Supercell, tables.Supercell.host_id == tables.Host.id)
+        .join(tables.Configuration, tables.Configuration.supercell_id == tables.Supercell.id)
+        .join(tables.Calculation, tables.Calculation.configuration_id == tables.Configuration.id)
+        .join(tables.CalculationResult, tables.CalculationResult.calculation_id == tables.Calculation.id)
+        .where(tables.CalculationResult.id.in_(before - set(now)))
+    )
+    return added | {(host, n) for host, n in session.execute(gone)}
 
 
 def dataset_name(name: str) -> str:
@@ -140,8 +173,8 @@ def dataset_name(name: str) -> str:
 def groups_of(supercell_ids: Sequence[int], datasets: Sequence[str]) -> NDArray[np.int64]:
     """(n,) int64: rows that weigh together: a data set of a supercell.
 
-    Groups weigh equally in training, so a data set of few rows, and the rounds of proposals, which were chosen to
-    be alike, belong to the largest data set of their supercell.
+    Groups of few rows weigh more in training than their rows do, so a data set of few, and the rounds of proposals,
+    which were chosen to be alike, belong to the largest data set of their supercell.
     """
     sizes = Counter(zip(supercell_ids, datasets, strict=True))
     largest = {

@@ -5,64 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from sqlalchemy import Engine, any_, func, literal, select, update
+from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 
-from screening.database import leases, queries, tables
+from screening.database import queries, tables
 from screening.database.models import comparison_of, promotions_of, versions_of
 from screening.database.session import session_scope
 from screening.errors import InputError, UnknownNameError
 from screening.learning.training import train_ensemble
 from screening.pipeline import comparison, models
-from screening.pipeline.models import train_unit
-from screening.pipeline.retraining import Retraining, roll_back, submit_retraining
+from screening.pipeline.retraining import roll_back, submit_retraining
 from screening.pipeline.training_requests import TrainingRequest, submit_training
-from screening.pipeline.training_rows import role_of
+from tests.pipeline.trained_lines import FEW, N_LATER, SMALL, bring, retrain, work
 from tests.synthetic_results import LEVEL, PROPERTIES, add_results
-
-SMALL = {"n_members": 3, "width": 16, "n_blocks": 1, "epochs": 40, "batch_rows": 32}
-FEW = {"epochs": 4}
-OWNER = "here:1:a"
-
-
-def hold_back(session: Session, n: int, *, with_type: int | None = None) -> list[int]:
-    """Ids of n results to train on, or of all with a defect type, that no training sees until `bring` is called."""
-    found = select(tables.CalculationResult).order_by(tables.CalculationResult.id * 7919 % 1009)
-    if with_type is not None:
-        found = found.join(tables.Calculation, tables.Calculation.id == tables.CalculationResult.calculation_id)
-        found = found.join(tables.Configuration, tables.Configuration.id == tables.Calculation.configuration_id)
-        has_it = literal(with_type) == any_(tables.Configuration.defect_types)
-        chosen = [row.id for row in session.scalars(found.where(has_it))]
-    else:
-        chosen = [row.id for row in session.scalars(found) if role_of(row) == "train"][:n]
-    session.execute(
-        update(tables.CalculationResult).where(tables.CalculationResult.id.in_(chosen)).values(dataset="later")
-    )
-    session.add_all(tables.QuarantinedResult(result_id=i, reason="not there yet") for i in chosen)
-    session.flush()
-    return chosen
-
-
-def bring(engine: Engine) -> None:
-    """What was held back has come by now."""
-    with session_scope(engine) as session:
-        for row in session.scalars(select(tables.QuarantinedResult)):
-            session.delete(row)
-
-
-def work(engine: Engine, model_id: int) -> None:
-    """Train what waits."""
-    with session_scope(engine) as session:
-        assert leases.claim_next(session, tables.TrainedModel, OWNER) == model_id
-    train_unit(engine, model_id, OWNER, device="cpu")
-
-
-def retrain(engine: Engine, **options: object) -> Retraining:
-    with session_scope(engine) as session:
-        found = submit_retraining(session, "first", settings=FEW, **options)  # type: ignore[arg-type]
-    if found.model_id is not None:
-        work(engine, found.model_id)
-    return found
 
 
 def production(engine: Engine) -> str:
@@ -70,21 +25,10 @@ def production(engine: Engine) -> str:
         return queries.model_by_name(session, "first").name
 
 
-@pytest.fixture
-def trained(clean_engine: Engine) -> Engine:
-    """A database with a trained model `first` and 12 results that it has not learnt from and that are still to come."""
-    with session_scope(clean_engine) as session:
-        add_results(session, 400)
-        hold_back(session, 12)
-        model_id = submit_training(session, TrainingRequest(LEVEL, name="first", settings=SMALL))
-    work(clean_engine, model_id)
-    return clean_engine
-
-
 def test_a_retraining_learns_old_and_new_results_and_goes_into_production(trained: Engine) -> None:
     bring(trained)
     found = retrain(trained)
-    assert (found.line, found.champion, found.n_new, found.is_joined) == ("first", "first", 12, False)
+    assert (found.line, found.champion, found.n_new, found.is_joined) == ("first", "first", N_LATER, False)
     with session_scope(trained) as session:
         first, second = session.scalars(select(tables.TrainedModel).order_by(tables.TrainedModel.id))
         assert (second.name, second.version, second.parent_id) == ("first@2", 2, first.id)
@@ -94,7 +38,7 @@ def test_a_retraining_learns_old_and_new_results_and_goes_into_production(traine
         old = select(tables.ModelTrainingResult.result_id).where(
             tables.ModelTrainingResult.model_id == first.id, tables.ModelTrainingResult.role == "train"
         )
-        assert len(set(session.scalars(learnt)) - set(session.scalars(old))) == 12
+        assert len(set(session.scalars(learnt)) - set(session.scalars(old))) == N_LATER
         assert set(session.scalars(old)) < set(session.scalars(learnt))
         assert second.snapshot_sha256 != first.snapshot_sha256
         assert None not in (first.snapshot_sha256, second.snapshot_sha256)
@@ -146,7 +90,7 @@ def test_nothing_new_is_nothing_to_do(trained: Engine) -> None:
     assert (found.model_id, found.n_new) == (None, 0)
     assert "no result to train on is new" in found.remark
     bring(trained)
-    assert retrain(trained).n_new == 12
+    assert retrain(trained).n_new == N_LATER
     assert retrain(trained).model_id is None
     with session_scope(trained) as session:
         assert session.scalar(select(func.count()).select_from(tables.TrainedModel)) == 2
@@ -161,7 +105,7 @@ def test_a_rejected_training_is_not_done_again_unless_something_differs(
     assert production(trained) == "first"
     again = retrain(trained)
     assert again.model_id is None
-    assert "first@2 has learnt from the same 12 new results" in again.remark
+    assert "first@2 has learnt from the same 40 new results" in again.remark
     assert retrain(trained, seed=1).model_id is not None
 
 
