@@ -20,7 +20,7 @@ from torch import Tensor
 
 from screening.errors import FileFormatError
 from screening.learning.calibration import Calibration
-from screening.learning.ensemble import Ensemble
+from screening.learning.ensemble import Domain, Ensemble
 from screening.learning.gnn import Architecture, SparseDefectNetwork
 from screening.learning.novelty import Novelty
 from screening.learning.references import References
@@ -71,6 +71,7 @@ def ensemble_to_bytes(ensemble: Ensemble) -> bytes:
     card = {
         "format": FORMAT,
         "architecture": asdict(ensemble.networks[0].architecture),
+        "domains": [asdict(domain) for domain in ensemble.domains],
         "properties": ensemble.properties,
         "references": references_to_card(references),
     }
@@ -95,8 +96,9 @@ def ensemble_from_bytes(packed: bytes) -> Ensemble:
     seen = (tensors[f"novelty.{name}"].numpy() for name in _NOVELTY_ARRAYS)
     novelty = Novelty(references.hosts, references.codes, *seen)
     extra = {name.removeprefix(_EXTRA): t.numpy() for name, t in tensors.items() if name.startswith(_EXTRA)}
-    networks = tuple(_network_from(tensors, f"{_NETWORK}{h}.", architecture) for h in range(len(references.hosts)))
-    return Ensemble(networks, references, calibration, novelty, tuple(card["properties"]), extra)
+    domains = tuple(Domain(**domain) for domain in card["domains"])
+    networks = tuple(_network_from(tensors, f"{_NETWORK}{h}.", architecture) for h in range(len(domains)))
+    return Ensemble(domains, networks, references, calibration, novelty, tuple(card["properties"]), extra)
 
 
 def _network_from(tensors: Mapping[str, Tensor], prefix: str, architecture: Architecture) -> SparseDefectNetwork:

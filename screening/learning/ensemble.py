@@ -15,16 +15,40 @@ from screening.learning.novelty import Novelty
 from screening.learning.references import ENERGY, ENERGY_PER_SITE, References
 
 
+@dataclass(frozen=True)
+class Domain:
+    """What a network is for.
+
+    Attributes:
+        host: name of the host.
+        most_defects: it serves configurations of up to so many defects; of any number if 0.
+    """
+
+    host: str
+    most_defects: int = 0
+
+
+def domain_of(domains: Sequence[Domain], host: str, n_defects: int) -> int:
+    """Number of the domain that serves a host's configurations of a number of defects: the first that reaches it."""
+    return next(
+        number
+        for number, domain in enumerate(domains)
+        if domain.host == host and (not domain.most_defects or n_defects <= domain.most_defects)
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Ensemble:
     """Networks with all that is needed to use them.
 
     Attributes:
-        networks: one per host, in the order of the references.
+        domains: every host has one that serves any number of defects, after those that do not.
+        networks: one per domain.
         properties: what is predicted, in the order of the columns of predictions.
         extra: arrays that belong to the model and are stored with it, by name; predictions do not need them.
     """
 
+    domains: tuple[Domain, ...]
     networks: tuple[SparseDefectNetwork, ...]
     references: References
     calibration: Calibration
@@ -34,12 +58,12 @@ class Ensemble:
 
     @property
     def n_members(self) -> int:
-        """Number of networks per host."""
+        """Number of networks in a domain."""
         return self.networks[0].architecture.n_members
 
-    def network_of(self, host: str) -> SparseDefectNetwork:
-        """The network of a host that was seen."""
-        return self.networks[self.references.hosts.index(host)]
+    def network_of(self, host: str, n_defects: int) -> SparseDefectNetwork:
+        """The network for a number of defects in a host that was seen."""
+        return self.networks[domain_of(self.domains, host, n_defects)]
 
     def predict(
         self,

@@ -57,7 +57,9 @@ def score_block(
     assert fits.all(), "a defect type on a site of another species has no row in the tables"
     where = choose_device(device)
     if where.type == "cpu":
-        outputs = block_outputs(fold_network(ensemble.network_of(host), supercell, codes, k), supercell, sites, kinds)
+        outputs = block_outputs(
+            fold_network(ensemble.network_of(host, k), supercell, codes, k), supercell, sites, kinds
+        )
     else:
         outputs = torch_outputs(ensemble, supercell, sites, kinds, where=where, dtype=torch.float16)
     is_finite = np.isfinite(outputs).all(axis=(0, 2))
@@ -110,7 +112,7 @@ def torch_outputs(
         dtype: of what is done per edge and of the matrix products per node.
     """
     codes = tuple(ensemble.references.seen_with(supercell.host.name))
-    network = ensemble.network_of(supercell.host.name).to(where).eval()
+    network = ensemble.network_of(supercell.host.name, sites.shape[1]).to(where).eval()
     pairs, all_of_host, tables = _tables_on(network, supercell, (where, dtype), codes)
     n_rows, k = sites.shape
     rows_per_batch = max(64, _EDGES_PER_BATCH // (k * max(1, k - 1)))

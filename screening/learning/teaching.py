@@ -42,7 +42,7 @@ class Drawn:
 
 
 def draw_rows(rows: LabelledRows, energies: NDArray[np.float64], *, n_drawn: int, seed: int) -> list[Drawn]:
-    """Draw configurations in every lattice with enough results, as many like each group.
+    """Draw configurations like those of each group that has few results, in every lattice with enough of them.
 
     Args:
         rows: of one host; validation rows are not looked at.
@@ -53,7 +53,9 @@ def draw_rows(rows: LabelledRows, energies: NDArray[np.float64], *, n_drawn: int
     places = []
     for lattice, chosen in _taught_lattices(rows, energies):
         for group in np.unique(rows.group_of_row[chosen]).tolist():
-            places.append((lattice, group, chosen[rows.group_of_row[chosen] == group]))
+            of_group = chosen[rows.group_of_row[chosen] == group]
+            if len(of_group) <= MOST_ROWS:
+                places.append((lattice, group, of_group))
     drawn = []
     for lattice, group, chosen in places:
         like = [rows.configurations[row] for row in chosen]

@@ -1,7 +1,8 @@
-"""Training an ensemble: a network per host, every member in the same batches, each from weights and rows of its own.
+"""Training an ensemble: a network per domain, every member in the same batches, each from weights and rows of its own.
 
-Hosts do not share weights: trained together they took six times as long, and were worse on every subset of 2DMD. Two
-phases make a host's network:
+Hosts do not share weights: trained together they took six times as long, and were worse on every subset of 2DMD. A
+host with many results of up to three defects has a network for these, which learns nothing else: with 300 rows of up to
+24 defects beside them, 3,600 rows of three had errors half as large again. Two phases make a network:
 
 1. The results alone. Rows are drawn so that groups weigh as the roots of their sizes; a step of AdamW on a Huber-like
    loss of the errors in units of what they are in their group moves the weights, and averaged weights follow. The
@@ -33,7 +34,7 @@ from screening.learning.artifacts import pack, references_from, references_to_ca
 from screening.learning.calibration import Calibration, calibrate, errors_of_mean
 from screening.learning.dataset import LabelledRows
 from screening.learning.descent import Descent, Rows, choose_device, evaluate, steps_per_epoch
-from screening.learning.ensemble import Ensemble
+from screening.learning.ensemble import Domain, Ensemble, domain_of
 from screening.learning.gnn import Architecture, SparseDefectNetwork
 from screening.learning.graph import Graphs, join_graphs, pair_table, ragged_graphs, share_kinds
 from screening.learning.novelty import learn_novelty
@@ -45,6 +46,8 @@ SMALLEST_SPREAD = 0.02  # of the overall scale; a group of nearly equal labels m
 RETRAINING = 0.3  # share of the learning rate when a training starts from a finished model
 DRAWN_PASSES = 0.1  # epochs of the second phase by those of the first: there are many more rows
 N_PHASES = 2
+SPARSE = 3  # defects; a network of its own for up to so many
+FEWEST_SPARSE_ROWS, FEWEST_OTHER_ROWS = 1000, 30  # for which it is worth while, and needed
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,11 @@ class Progress:
     """How far a training is.
 
     Attributes:
-        epoch: of all hosts and phases together, as max_epochs; phases that end early are counted whole.
+        epoch: of all domains and phases together, as max_epochs; phases that end early are counted whole.
         train_loss: mean over the last epoch, members and properties.
-        validation_mae: by output (eV, or Bohr magneton), of single members on the rows that they leave out, in the host
-            that is being learnt.
-        host: its name.
+        validation_mae: by output (eV, or Bohr magneton), of single members on the rows that they leave out, in the
+            domain that is being learnt.
+        host: of the domain.
     """
 
     epoch: int
@@ -72,8 +75,8 @@ OnProgress = Callable[[Progress, Callable[[], bytes]], None]
 
 
 @dataclass(frozen=True, eq=False)
-class _HostRows:
-    """The training rows of one host as the networks take them.
+class _DomainRows:
+    """The training rows of one domain as its network takes them.
 
     Attributes:
         rows: the training rows.
@@ -102,7 +105,7 @@ def train_ensemble(
     on_progress: OnProgress,
     resume_from: bytes | None = None,
     start_from: Ensemble | None = None,
-    only_hosts: Collection[str] | None = None,
+    changed: Collection[tuple[str, int]] | None = None,
 ) -> Ensemble:
     """Train an ensemble on labelled rows; those for validation are not looked at.
 
@@ -111,8 +114,8 @@ def train_ensemble(
             an exception from it ends the training.
         resume_from: a checkpoint of a training with the same rows, settings and seed.
         start_from: a finished ensemble whose weights and references are the start.
-        only_hosts: names of the hosts to train, where there is an ensemble to start from: the networks of the others
-            stay as they are.
+        changed: hosts and numbers of defects whose results are not those that the ensemble to start from has learnt:
+            networks that serve none of them stay as they are.
     """
     if start_from is not None:
         settings = replace(
@@ -123,22 +126,22 @@ def train_ensemble(
             learning_rate=settings.learning_rate * RETRAINING,
         )
     references = fit_references(rows) if start_from is None else extend_references(start_from.references, rows)
-    training = _Training(rows, settings, seed, start_from, only_hosts, references)
+    training = _Training(rows, settings, seed, start_from, changed, references)
     if resume_from is not None:
         training.restore(resume_from)
     training.run(on_progress)
     novelty = learn_novelty(rows, training.references, start_from.novelty if start_from else None)
     calibration = training.calibration(start_from)
     networks = tuple(network.cpu().eval() for network in training.networks)
-    return Ensemble(networks, training.references, calibration, novelty, rows.properties)
+    return Ensemble(training.domains, networks, training.references, calibration, novelty, rows.properties)
 
 
 class _Training:
-    """The networks of all hosts, one after the other, each in its phases; what a checkpoint holds."""
+    """The networks of all domains, one after the other, each in its phases; what a checkpoint holds."""
 
     def __init__(
         self, rows: LabelledRows, settings: TrainingSettings, seed: int, start_from: Ensemble | None,
-        only_hosts: Collection[str] | None, references: References,
+        changed: Collection[tuple[str, int]] | None, references: References,
     ) -> None:  # fmt: skip
         self.references = references
         self.networks: list[SparseDefectNetwork] = []
@@ -146,7 +149,8 @@ class _Training:
         self._settings = settings
         self._seed = seed
         self._start_from = start_from
-        self._only_hosts = only_hosts
+        self._changed = changed
+        self.domains = _domains(rows, references.hosts, start_from)
         self._device = choose_device(settings.device)
         self._elapsed_s = 0.0
         self._phase = 0
@@ -160,28 +164,28 @@ class _Training:
         """Train what is not trained yet."""
         self._started = time.monotonic() - self._elapsed_s
         self._on_progress = on_progress
-        for host in self.references.hosts[len(self.networks) :]:
-            known = self._network_before(host)
-            of_host = _rows_of_host(self._rows, host)
-            if known is not None and (of_host is None or not self._is_trained(host)):
+        for domain in self.domains[len(self.networks) :]:
+            known, learnt = self._network_before(domain), self._rows_for(domain)
+            if known is not None and (learnt is None or not self._is_trained(domain)):
                 self.networks.append(known)
             else:
-                assert of_host is not None, f"no training row of {host}"
-                self.networks.append(self._train_host(host, _prepare(of_host, self.references, self._settings)))
+                assert learnt is not None, f"no training row of {domain}"
+                self.networks.append(self._train_domain(domain, _prepare(learnt, self.references, self._settings)))
             self._phase, self._drawn_labels = 0, None
 
     def calibration(self, before: Ensemble | None) -> Calibration:
         """From what members say of the rows they leave out; hosts without rows keep what they had before."""
         errors, spreads, hosts, n_defects = [], [], [], []
-        for h, (host, network) in enumerate(zip(self.references.hosts, self.networks, strict=True)):
-            if (of_host := _rows_of_host(self._rows, host)) is None:
+        for number, (domain, network) in enumerate(zip(self.domains, self.networks, strict=True)):
+            if (rows := self._rows_for(domain)) is None:
                 continue
-            given = _prepare(of_host, self.references, self._settings)
+            served = [domain_of(self.domains, domain.host, n) == number for n in rows.n_defects.tolist()]
+            given = _prepare(rows.chosen(np.flatnonzero(served)), self.references, self._settings)
             outputs = evaluate(network, given.graphs.to(self._device)).double().cpu().numpy()
             left_out = outputs[given.fold, np.arange(len(given.fold))]  # (n, n_outputs)
             errors.append((left_out - given.targets) * self.references.scales)
             spreads.append(outputs.std(axis=0, ddof=1) * self.references.scales)
-            hosts.append(np.full(len(left_out), h))
+            hosts.append(np.full(len(left_out), self.references.hosts.index(domain.host)))
             n_defects.append(given.rows.n_defects)
         host_of_row, sizes, spread = np.concatenate(hosts), np.concatenate(n_defects), np.concatenate(spreads)
         of_mean = errors_of_mean(np.concatenate(errors), spread, host_of_row, sizes, n_members=self._settings.n_members)
@@ -219,18 +223,18 @@ class _Training:
         self._drawn_labels, self._taught_groups = tensors.get("drawn_labels"), card["taught_groups"]
         self._resumed = tensors, card["counters"]
 
-    def _train_host(self, host: str, given: _HostRows) -> SparseDefectNetwork:
-        """Both phases of one host."""
-        number = self.references.hosts.index(host)
+    def _train_domain(self, domain: Domain, given: _DomainRows) -> SparseDefectNetwork:
+        """Both phases of one domain."""
+        number = self.domains.index(domain)
         generator = torch.Generator().manual_seed(self._seed + number)
         left_out = self._on_device(given, left_out=True)
-        network = self._network_before(host) or self._new_network(number)
+        network = self._network_before(domain) or self._new_network(number)
         if self._phase == 0:
             descent = Descent(network, self._settings, generator, left_out.spreads)
             if self._start_from is not None:  # what it starts from is the first to be kept
                 descent.keep_best(evaluate(descent.averaged, left_out.graphs), left_out)
             learnt = self._on_device(given, left_out=False)
-            self._descend(descent, host, learnt, left_out, epochs=self._settings.epochs)
+            self._descend(descent, domain, learnt, left_out, epochs=self._settings.epochs)
             network, self._phase = descent.best, 1
         drawn = self._draw(given)
         if drawn and self._drawn_labels is None:
@@ -241,32 +245,32 @@ class _Training:
         descent = Descent(network.requires_grad_(True), self._settings, generator, left_out.spreads)
         descent.keep_best(evaluate(descent.averaged, left_out.graphs), left_out)
         mixed = self._with_drawn(given, drawn)
-        self._descend(descent, host, mixed, left_out, epochs=drawn_epochs(self._settings))
+        self._descend(descent, domain, mixed, left_out, epochs=drawn_epochs(self._settings))
         return descent.best
 
-    def _descend(self, descent: Descent, host: str, learnt: Rows, left_out: Rows, *, epochs: int) -> None:
+    def _descend(self, descent: Descent, domain: Domain, learnt: Rows, left_out: Rows, *, epochs: int) -> None:
         """One phase: to its last epoch, the end of its share of the time, or when nothing improves."""
         if self._resumed is not None:
             descent.restore(*self._resumed)
             self._resumed = None
         n_steps = epochs * steps_per_epoch(len(learnt.weights), self._settings)
         patience = self._settings.patience or max(10, epochs // 3)
-        began_s, limit_s = self._now(), self._time_for_phase(host)
+        began_s, limit_s = self._now(), self._time_for_phase(domain)
         while descent.epoch < epochs and descent.stale_epochs < patience and self._now() - began_s <= limit_s:
             loss = descent.run_epoch(learnt, n_steps, (self._now() - began_s) / limit_s)
             outputs = evaluate(descent.averaged, left_out.graphs)
             descent.keep_best(outputs, left_out)
             self._elapsed_s = self._now()
             errors = (outputs - left_out.targets).abs().nanmean(dim=(0, 1)).cpu().numpy() * self.references.scales
-            before = host_epochs(self._settings) * len(self.networks) + self._settings.epochs * self._phase
+            before = domain_epochs(self._settings) * len(self.networks) + self._settings.epochs * self._phase
             progress = Progress(
                 before + descent.epoch,
-                host_epochs(self._settings) * len(self.references.hosts),
+                domain_epochs(self._settings) * len(self.domains),
                 self._settings.n_members,
                 loss,
                 {n: float(e) for n, e in zip(self.references.outputs, errors, strict=True) if np.isfinite(e)},
                 self._elapsed_s,
-                host,
+                domain.host,
             )
             self._on_progress(progress, lambda: self.checkpoint(descent))
         descent.check()
@@ -275,33 +279,51 @@ class _Training:
         """Seconds of training, those before a checkpoint included."""
         return time.monotonic() - self._started
 
-    def _time_for_phase(self, host: str) -> float:
+    def _time_for_phase(self, domain: Domain) -> float:
         """Seconds of the time that is left for this phase, by its share of the steps to be done."""
         if not self._settings.max_minutes:
             return np.inf
         steps = [
-            self._steps(name, phase)
-            for name in self.references.hosts[len(self.networks) :]
+            self._steps(other, phase)
+            for other in self.domains[len(self.networks) :]
             for phase in range(N_PHASES)
-            if name != host or phase >= self._phase
+            if other != domain or phase >= self._phase
         ]
         left_s = max(60.0 * self._settings.max_minutes - self._now(), 1e-3)
-        return left_s * self._steps(host, self._phase) / sum(steps)
+        return left_s * self._steps(domain, self._phase) / sum(steps)
 
-    def _steps(self, host: str, phase: int) -> int:
-        """About how many steps a phase of a host has; 0 where it is not trained."""
-        if (of_host := _rows_of_host(self._rows, host)) is None or not self._is_trained(host):
+    def _steps(self, domain: Domain, phase: int) -> int:
+        """About how many steps a phase of a domain has; 0 where it is not trained."""
+        if (rows := self._rows_for(domain)) is None or not self._is_trained(domain):
             return 0
-        n_rows = len(of_host.configurations)
+        n_rows = len(rows.configurations)
         n_drawn = min(self._settings.drawn_rows, DRAWN_PER_RESULT * n_rows) if phase else 0
         epochs = drawn_epochs(self._settings) if phase else self._settings.epochs
         return epochs * steps_per_epoch(n_rows + n_drawn, self._settings)
 
-    def _is_trained(self, host: str) -> bool:
-        return self._network_before(host) is None or self._only_hosts is None or host in self._only_hosts
+    def _is_trained(self, domain: Domain) -> bool:
+        if self._network_before(domain) is None or self._changed is None:
+            return True
+        number = self.domains.index(domain)
+        return any(host == domain.host and domain_of(self.domains, host, n) == number for host, n in self._changed)
+
+    def _rows_for(self, domain: Domain) -> LabelledRows | None:
+        """The training rows that a domain's network learns, if there are any; the supercells of others are left out."""
+        used = [s for s, supercell in enumerate(self._rows.supercells) if supercell.host.name == domain.host]
+        is_learnt = ~self._rows.is_validation & np.isin(self._rows.supercell_of_row, used)
+        if domain.most_defects:
+            is_learnt &= self._rows.n_defects <= domain.most_defects
+        if not is_learnt.any():
+            return None
+        rows = self._rows.chosen(np.flatnonzero(is_learnt))
+        return replace(
+            rows,
+            supercells=tuple(self._rows.supercells[s] for s in used),
+            supercell_of_row=np.searchsorted(used, rows.supercell_of_row),
+        )
 
     def _new_network(self, number: int) -> SparseDefectNetwork:
-        """A network with the initial weights of a host."""
+        """A network with the initial weights of a domain."""
         architecture = Architecture(
             n_members=self._settings.n_members,
             n_outputs=len(self.references.outputs),
@@ -312,19 +334,19 @@ class _Training:
             torch.manual_seed(self._seed + number)
             return SparseDefectNetwork(architecture).to(self._device)
 
-    def _network_before(self, host: str) -> SparseDefectNetwork | None:
-        """A copy of the network that a host has in the ensemble to start from."""
+    def _network_before(self, domain: Domain) -> SparseDefectNetwork | None:
+        """A copy of the network that a domain has in the ensemble to start from."""
         before = self._start_from
-        if before is None or host not in before.references.hosts:
+        if before is None or domain not in before.domains:
             return None
-        return deepcopy(before.networks[before.references.hosts.index(host)]).requires_grad_(True).to(self._device)
+        return deepcopy(before.networks[before.domains.index(domain)]).requires_grad_(True).to(self._device)
 
-    def _draw(self, given: _HostRows) -> list[Drawn]:
+    def _draw(self, given: _DomainRows) -> list[Drawn]:
         energies = output_labels(given.rows, self.references.outputs)[:, 0]
         n_drawn = self._settings.drawn_rows
         return draw_rows(given.rows, energies, n_drawn=n_drawn, seed=self._seed) if n_drawn else []
 
-    def _label(self, given: _HostRows, drawn: Sequence[Drawn], network: SparseDefectNetwork) -> None:
+    def _label(self, given: _DomainRows, drawn: Sequence[Drawn], network: SparseDefectNetwork) -> None:
         """Choose what is taught, and its targets (n_members, n, n_outputs): energies by teachers, the rest as known."""
         energies = output_labels(given.rows, self.references.outputs)[:, 0]
         labels, of_teacher = label_energies(
@@ -355,7 +377,7 @@ class _Training:
         configurations = [configuration for part in drawn for configuration in part.configurations]
         return ragged_graphs([pair_table(s) for s in supercells], owners, configurations)
 
-    def _with_drawn(self, given: _HostRows, drawn: Sequence[Drawn]) -> Rows:
+    def _with_drawn(self, given: _DomainRows, drawn: Sequence[Drawn]) -> Rows:
         """Training rows and drawn ones."""
         assert self._drawn_labels is not None
         real = self._on_device(given, left_out=False)
@@ -371,7 +393,7 @@ class _Training:
             real.spreads,
         )
 
-    def _on_device(self, given: _HostRows, *, left_out: bool) -> Rows:
+    def _on_device(self, given: _DomainRows, *, left_out: bool) -> Rows:
         """The training rows, those that each member leaves out or those that it learns from."""
         members = np.arange(self._settings.n_members)[:, None]
         for_member = (given.fold == members) == left_out  # (n_members, n)
@@ -388,27 +410,28 @@ def drawn_epochs(settings: TrainingSettings) -> int:
     return max(1, round(DRAWN_PASSES * settings.epochs))
 
 
-def host_epochs(settings: TrainingSettings) -> int:
-    """Epochs of both phases of a host."""
+def domain_epochs(settings: TrainingSettings) -> int:
+    """Epochs of both phases of a domain."""
     return settings.epochs + drawn_epochs(settings)
 
 
-def _rows_of_host(rows: LabelledRows, host: str) -> LabelledRows | None:
-    """The training rows of a host, if it has any; the supercells of others are left out."""
-    used = [s for s, supercell in enumerate(rows.supercells) if supercell.host.name == host]
-    chosen = np.flatnonzero(~rows.is_validation & np.isin(rows.supercell_of_row, used))
-    if not len(chosen):
-        return None
-    of_host = rows.chosen(chosen)
-    return replace(
-        of_host,
-        supercells=tuple(rows.supercells[s] for s in used),
-        supercell_of_row=np.searchsorted(used, of_host.supercell_of_row),
-    )
+def _domains(rows: LabelledRows, hosts: Sequence[str], before: Ensemble | None) -> tuple[Domain, ...]:
+    """The domains of all hosts; those of an ensemble to start from stay."""
+    host_of_row = np.array([supercell.host.name for supercell in rows.supercells])[rows.supercell_of_row]
+    domains: list[Domain] = list(before.domains) if before is not None else []
+    for host in hosts:
+        if any(domain.host == host for domain in domains):
+            continue
+        sizes = rows.n_defects[(host_of_row == host) & ~rows.is_validation]
+        n_sparse = np.count_nonzero(sizes <= SPARSE)
+        if n_sparse >= FEWEST_SPARSE_ROWS and len(sizes) - n_sparse >= FEWEST_OTHER_ROWS:
+            domains.append(Domain(host, SPARSE))
+        domains.append(Domain(host))
+    return tuple(domains)
 
 
-def _prepare(rows: LabelledRows, references: References, settings: TrainingSettings) -> _HostRows:
-    """Training rows of one host as graphs and standardised targets."""
+def _prepare(rows: LabelledRows, references: References, settings: TrainingSettings) -> _DomainRows:
+    """Training rows of one domain as graphs and standardised targets."""
     tables = [pair_table(supercell) for supercell in rows.supercells]
     graphs = ragged_graphs(tables, rows.supercell_of_row, rows.configurations)
     host = rows.supercells[0].host.name
@@ -416,7 +439,7 @@ def _prepare(rows: LabelledRows, references: References, settings: TrainingSetti
     targets = references.standardise(output_labels(rows, references.outputs), offsets)
     _, group = np.unique(rows.group_of_row, return_inverse=True)
     spreads = _group_spreads(targets, group)
-    return _HostRows(rows, graphs, targets, _group_weights(group), group, spreads, rows.fold % settings.n_members)
+    return _DomainRows(rows, graphs, targets, _group_weights(group), group, spreads, rows.fold % settings.n_members)
 
 
 def _group_spreads(targets: NDArray[np.float64], group: NDArray[np.int64]) -> NDArray[np.float64]:

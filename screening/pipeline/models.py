@@ -35,7 +35,7 @@ from screening.pipeline.training_requests import (
     submit_training,
     training_settings,
 )
-from screening.pipeline.training_rows import TrainingRows, drop_unusable, load_rows
+from screening.pipeline.training_rows import TrainingRows, changed_since, drop_unusable, load_rows
 
 if TYPE_CHECKING:
     from screening.learning.ensemble import Ensemble
@@ -117,11 +117,15 @@ def train_unit(engine: Engine, model_id: int, owner: str, *, device: str) -> Non
                 checkpoint = None
             parent = session.get(tables.TrainedModel, model.parent_id) if model.parent_id else None
             start_from = ensemble_from_bytes(parent.weights) if parent is not None and parent.weights else None
+            news = (
+                changed_since(session, trained, parent.id) if parent is not None and start_from is not None else set()
+            )
             record(session, tables.TrainedModel, model_id, owner, snapshot_sha256=trained.digest, checkpoint=checkpoint)
         writer = _ProgressWriter(engine, model_id, owner, lost.is_set)
         ensemble = train_ensemble(
-            trained.rows, settings, seed=seed, on_progress=writer, resume_from=checkpoint, start_from=start_from
-        )
+            trained.rows, settings, seed=seed, on_progress=writer, resume_from=checkpoint, start_from=start_from,
+            changed=news or None,
+        )  # fmt: skip
         with session_scope(engine) as session:
             model = session.get_one(tables.TrainedModel, model_id)
             lock_line(session, model.line_id)

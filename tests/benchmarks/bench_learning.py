@@ -14,7 +14,7 @@ from screening.defects.catalogue import catalogue_host
 from screening.defects.host import Supercell
 from screening.learning.calibration import uniform_calibration
 from screening.learning.compiled import Weights, fold_network
-from screening.learning.ensemble import Ensemble
+from screening.learning.ensemble import Domain, Ensemble
 from screening.learning.gnn import Architecture, SparseDefectNetwork
 from screening.learning.graph import block_graphs, pair_table
 from screening.learning.novelty import Novelty
@@ -52,7 +52,7 @@ def ensemble() -> Ensemble:
     n = len(OUTPUTS)
     references = References(("MoS2",), CODES, OUTPUTS, np.ones((1, 4)), np.zeros((1, n)), np.ones(n))
     calibration = uniform_calibration(np.full(n, 0.01), np.ones(n), n_hosts=1)
-    return Ensemble((network,), references, calibration, many_seen_compositions(CODES), PROPERTIES)
+    return Ensemble((Domain("MoS2"),), (network,), references, calibration, many_seen_compositions(CODES), PROPERTIES)
 
 
 def many_seen_compositions(codes: tuple[int, ...]) -> Novelty:

@@ -22,7 +22,7 @@ from screening.defects.enumeration import Block, Chunk, SearchSpace, enumerate_c
 from screening.defects.host import Supercell
 from screening.defects.symmetry import Symmetry, find_symmetry
 from screening.learning.calibration import uniform_calibration
-from screening.learning.ensemble import Ensemble
+from screening.learning.ensemble import Domain, Ensemble
 from screening.learning.gnn import Architecture, SparseDefectNetwork
 from screening.learning.references import References
 from screening.learning.scorer import score_block
@@ -175,7 +175,7 @@ def _untrained(defect_types: Sequence[DefectType]) -> Ensemble:
     references = References(("MoS2",), codes, outputs, np.ones((1, len(codes))), np.zeros((1, n)), np.ones(n))
     network = SparseDefectNetwork(architecture).eval()
     calibration = uniform_calibration(np.full(n, 0.01), np.ones(n), n_hosts=1)
-    return Ensemble((network,), references, calibration, many_seen_compositions(codes), outputs)
+    return Ensemble((Domain("MoS2"),), (network,), references, calibration, many_seen_compositions(codes), outputs)
 
 
 def _cell(supercell: Supercell) -> dict[str, Any]:

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from screening.errors import InputError
-from screening.learning.artifacts import ensemble_to_bytes
+from screening.learning.artifacts import ensemble_from_bytes, ensemble_to_bytes
 from screening.learning.dataset import LabelledRows
 from screening.learning.descent import Descent
-from screening.learning.ensemble import Ensemble
+from screening.learning.ensemble import Domain, Ensemble
 from screening.learning.gnn import Architecture, SparseDefectNetwork
 from screening.learning.references import fit_references
 from screening.learning.scorer import score_configurations
@@ -149,11 +149,35 @@ def test_hosts_that_have_nothing_new_keep_their_networks(ensemble: Ensemble) -> 
     settings = TrainingSettings(epochs=2, drawn_rows=0, device="cpu")
     hosts: set[str] = set()
     retrained = train_ensemble(
-        both, settings, seed=0, on_progress=lambda p, c: hosts.add(p.host), start_from=ensemble, only_hosts=["other"]
+        both, settings, seed=0, on_progress=lambda p, c: hosts.add(p.host), start_from=ensemble, changed=[("other", 2)]
     )
     assert hosts == {"other"}
     for name, weights in ensemble.networks[0].state_dict().items():
         assert torch.equal(weights, retrained.networks[0].state_dict()[name])
+
+
+def test_many_results_of_few_defects_have_a_network_of_their_own(
+    ensemble: Ensemble, rows: LabelledRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("screening.learning.training.SPARSE", 2)
+    monkeypatch.setattr("screening.learning.training.FEWEST_SPARSE_ROWS", 100)
+    settings = replace(SMALL, epochs=3)
+    trained = train_ensemble(rows, settings, seed=0, on_progress=lambda p, c: None)
+    assert trained.domains == (Domain("MoS2", 2), Domain("MoS2"))
+    assert trained.network_of("MoS2", 2) is trained.networks[0]
+    assert trained.network_of("MoS2", 3) is trained.networks[1]
+    again = ensemble_from_bytes(ensemble_to_bytes(trained))
+    assert again.domains == trained.domains
+    retrained = train_ensemble(
+        rows, settings, seed=0, on_progress=lambda p, c: None, start_from=trained, changed=[("MoS2", 3)]
+    )
+    assert retrained.domains == trained.domains
+    for number, is_same in ((0, True), (1, False)):
+        weights = [e.networks[number].pair_outputs.weight for e in (trained, retrained)]
+        assert torch.equal(*weights) == is_same
+    assert train_ensemble(rows, settings, seed=0, on_progress=lambda p, c: None, start_from=ensemble).domains == (
+        Domain("MoS2"),
+    )
 
 
 def test_rows_for_validation_are_not_looked_at(rows: LabelledRows) -> None:
