@@ -25,6 +25,7 @@ from screening.database.models import lineage
 from screening.database.session import session_scope
 from screening.defects.defect_types import Configuration
 from screening.defects.host import Host
+from screening.defects.symmetry import unit_cell_operations
 from screening.dft.results import LevelOfTheory
 from screening.dft.vasp import agree
 from screening.errors import InputError, LevelOfTheoryError, UnknownNameError
@@ -43,7 +44,7 @@ MEAN_OF_SUBSETS = "mean of subsets"
 LEARNT = "learnt"  # name of the fingerprints among the arrays that an ensemble carries
 _WIDE = 0.95
 _SAME_CELL = 0.1  # of squared lengths and of fractional coordinates; functionals differ by 3 % in lengths
-_SAME_HEIGHT = 0.5  # angstrom
+_HEIGHT = 5.0  # angstrom
 _NOTHING = np.empty(0, np.uint64)
 
 
@@ -354,21 +355,28 @@ def _is_same_level(one: LevelOfTheory, other: LevelOfTheory) -> bool:
 
 
 def _is_numbered_alike(one: Host, other: Host) -> bool:
-    """Whether two unit cells have the same sites in the same order, up to origin, orientation and a layer's height."""
+    """Whether two unit cells have the same sites in the same order, up to an operation of the host's symmetry.
+
+    Origin, orientation, and the height of a layer's cell do not matter, since configurations are in canonical form.
+    """
     if one.species != other.species or one.is_layer != other.is_layer:
         return False
     n_axes = 2 if one.is_layer else 3
-    lengths, positions = [], []
-    for host in (one, other):
-        vectors = host.lattice[:n_axes]
-        lengths.append(vectors @ vectors.T)
-        heights = host.positions[:, 2] * float(np.linalg.norm(host.lattice[2]))
-        relative = host.positions[:, :n_axes] - host.positions[0, :n_axes]
-        positions.append((relative, heights - heights[0] if one.is_layer else np.zeros(len(heights))))
-    (relative, heights), (other_relative, other_heights) = positions
-    apart = relative - other_relative
-    return bool(
-        np.allclose(lengths[0], lengths[1], rtol=0.0, atol=_SAME_CELL * np.abs(lengths[0]).max())
-        and np.allclose(apart, np.rint(apart), atol=_SAME_CELL)
-        and np.allclose(heights, other_heights, atol=_SAME_HEIGHT)
-    )
+    metrics = [host.lattice[:n_axes] @ host.lattice[:n_axes].T for host in (one, other)]
+    if np.abs(metrics[0] - metrics[1]).max() > _SAME_CELL * np.abs(metrics[0]).max():
+        return False
+    wanted = _from_first(other, other.positions)
+    for rotation, translation in zip(*unit_cell_operations(one), strict=True):
+        apart = _from_first(one, one.positions @ rotation.T + translation) - wanted
+        apart[:, :n_axes] -= np.rint(apart[:, :n_axes])
+        if np.abs(apart).max() < _SAME_CELL:
+            return True
+    return False
+
+
+def _from_first(host: Host, positions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n, 3) fractional positions from the first site on; of a layer the third in units of `_HEIGHT`."""
+    relative = positions - positions[0]
+    if host.is_layer:
+        relative[:, 2] *= float(np.linalg.norm(host.lattice[2])) / _HEIGHT
+    return np.asarray(relative, np.float64)

@@ -15,7 +15,11 @@ from sqlalchemy.orm import Session
 from screening.database import tables
 from screening.database.session import session_scope
 from screening.defects.catalogue import catalogue_host
+from screening.defects.defect_types import Configuration
+from screening.defects.enumeration import canonical_form
 from screening.defects.host import Supercell
+from screening.defects.matching import Matcher, Structure
+from screening.defects.symmetry import find_symmetry
 from screening.dft.results import LevelOfTheory
 from screening.errors import InputError, LevelOfTheoryError, UnknownNameError
 from screening.learning.artifacts import ensemble_from_bytes, ensemble_to_bytes
@@ -25,6 +29,7 @@ from screening.learning.scorer import score_configurations
 from screening.pipeline.evaluation import (
     EvaluatedModel,
     check_level,
+    check_numbering,
     evaluate_ensemble,
     evaluate_model,
     find_model,
@@ -60,7 +65,7 @@ def learnt() -> np.ndarray:
 
 
 def model_with(known: np.ndarray | None) -> EvaluatedModel:
-    return EvaluatedModel("small", LEVEL, "0", ensemble(), known)
+    return EvaluatedModel("small", LEVEL, "0", small_model().card.hosts, ensemble(), known)
 
 
 def test_predictions_are_the_scorers_in_the_order_of_the_rows() -> None:
@@ -165,6 +170,55 @@ def test_runs_of_vasp_with_other_elements_are_of_one_level() -> None:
 def test_a_subset_without_rows_may_be_at_another_level() -> None:
     data = replace(labelled(), subsets=("made", "empty"), levels=(LEVEL, LevelOfTheory("x", "y", "z")))
     check_level(data, LEVEL)
+
+
+def test_hosts_that_number_their_sites_otherwise_are_refused() -> None:
+    """A model whose MoS2 has its sulphur first knows the same configurations by other numbers."""
+    host = labelled().supercells[0].host
+    order = [1, 2, 0]
+    turned = replace(host, species=tuple(host.species[i] for i in order), positions=host.positions[order])
+    with pytest.raises(InputError, match=r"unit cell of MoS2 .* is another .*--include-learnt"):
+        evaluate_model(replace(model_with(learnt()), hosts=(turned,)), labelled(), device="cpu")
+    lattice = host.lattice * np.array([[1.1], [1.1], [1.0]])
+    with pytest.raises(InputError, match="unit cell of MoS2"):
+        check_numbering(labelled(), [replace(host, lattice=lattice)])
+    gallium = catalogue_host("GaSe")  # Ga, Ga, Se, Se with the first Ga below
+    mixed = replace(gallium, positions=gallium.positions[[0, 1, 3, 2]])  # Se on the other face than its Ga
+    data = replace(labelled(), supercells=(Supercell.parse(gallium, "4x4"),))
+    with pytest.raises(InputError, match="unit cell of GaSe"):
+        check_numbering(data, [mixed])
+
+
+def test_hosts_that_symmetry_height_or_origin_tell_apart_number_their_sites_alike() -> None:
+    host = labelled().supercells[0].host
+    scale = np.array([1.02, 1.02, 1.3])
+    higher = replace(
+        host, lattice=host.lattice * scale[:, None], positions=(host.positions - 0.5) / [1.0, 1.0, 1.3] + 0.5
+    )
+    moved = replace(host, positions=host.positions + np.array([0.4, 0.8, 0.02]))
+    faces = replace(host, positions=host.positions[[0, 2, 1]])  # the mirror plane exchanges the two sulphur sites
+    for other in (higher, moved, faces, mos2().host):
+        check_numbering(labelled(), [other])
+    check_numbering(labelled(), [])  # a host that the model does not know is refused row by row
+
+
+def test_exchanged_faces_have_the_same_canonical_numbers() -> None:
+    """Why the order of sites that a symmetry operation exchanges does not matter."""
+    host = catalogue_host("MoS2")
+    faces = replace(host, positions=host.positions[[0, 2, 1]])
+    pair = configuration((0, "v_Mo"), (21, "v_S"), (40, "Se_S"))
+    found = []
+    for cell in (Supercell.parse(host, "4x4"), Supercell.parse(faces, "4x4")):
+        structure = Structure("pair", Supercell.parse(host, "4x4").lattice, *_fractional(pair))
+        matched = Matcher(cell).match(structure)
+        found.append(canonical_form(find_symmetry(cell), matched)[0])
+    assert found[0] == found[1]
+
+
+def _fractional(some: Configuration) -> tuple[tuple[str, ...], np.ndarray]:
+    cell = Supercell.parse(catalogue_host("MoS2"), "4x4")
+    species, positions = cell.structure(some)
+    return species, positions @ np.linalg.inv(cell.lattice)
 
 
 def test_metrics_of_subsets_weigh_the_same_in_their_mean() -> None:

@@ -23,7 +23,7 @@ def ensemble() -> Ensemble:
 
 
 def origin_of(name: str = "runs/mos2 v1") -> EvaluationOrigin:
-    model = EvaluatedModel(name, LEVEL, "a" * 64, ensemble(), np.array([3], np.uint64))
+    model = EvaluatedModel(name, LEVEL, "a" * 64, small_model().card.hosts, ensemble(), np.array([3], np.uint64))
     return EvaluationOrigin.of(model, made_evaluation(), Path("release"), splits=["validation"], includes_learnt=True)
 
 
