@@ -17,8 +17,7 @@ from screening.learning.settings import TrainingSettings
 WARM_UP = 0.02  # share of the steps
 LAST_RATE = 0.01  # share of the learning rate at the end of the cosine
 AVERAGE_DECAY = 0.999  # of the averaged weights
-SMALLEST_UNIT = 1e-3  # of a group's spread
-_NEWEST = 0.3  # share of the newest measurement in the units
+HUBER = 0.1  # errors below this share of a group's spread count quadratically
 _EVALUATION_ROWS = 2048
 _COUNTERS = ("epoch", "step", "stale_epochs")
 _MODULES = ("network", "averaged", "best")
@@ -46,28 +45,21 @@ class Rows:
 class Descent:
     """A network with all members, its averaged weights, and the best of these.
 
-    Errors count in units of what they are at the time in their group and output: a per cent less is worth as much
-    where errors are a hundredth of the spread (three defects in 8x8 MoS2) as where they are a third of it (fourteen).
-    In units of the spread the large errors of the few drowned the small ones of the many, whose errors were twice as
-    large as without the few.
+    Errors count in units of the spread of the labels in their group. Units that follow the errors, so that a per cent
+    less would be worth as much where errors are small, do not work: an output that is behind stays behind.
 
     Attributes:
-        best_error: (n_members,) mean logarithm of the errors on the rows that each member leaves out, of the best
-            weights; inf before the first.
-        units: (n_members, n_groups, n_outputs), mean absolute errors on these rows, smoothed; first the spreads.
+        best_error: (n_members,) of the best weights on the rows that each member leaves out; inf before the first.
         epoch: epochs that are over.
         stale_epochs: since any member has improved.
     """
 
-    def __init__(
-        self, network: SparseDefectNetwork, settings: TrainingSettings, generator: torch.Generator, spreads: Tensor
-    ) -> None:
+    def __init__(self, network: SparseDefectNetwork, settings: TrainingSettings, generator: torch.Generator) -> None:
         self.network = network
         self.averaged = deepcopy(network).requires_grad_(False)
         self.best = deepcopy(network).requires_grad_(False)
         self.generator = generator
         self.best_error = torch.full((settings.n_members,), torch.inf, device=next(network.parameters()).device)
-        self.units = spreads.expand(settings.n_members, -1, -1).clone()
         self.epoch = self.step = self.stale_epochs = 0
         self._settings = settings
         decayed = [module.weight for module in network.modules() if isinstance(module, MemberLinear)]
@@ -93,8 +85,8 @@ class Descent:
             outputs = self.network(select_graphs(rows.graphs, chosen))  # (n_members, n, n_outputs)
             targets = rows.targets[:, chosen]
             known = torch.isfinite(targets)
-            errors = (outputs - targets.nan_to_num()) / self.units[:, rows.group[chosen]]
-            huber = ((errors**2 + 1.0).sqrt() - 1.0) * known
+            errors = (outputs - targets.nan_to_num()) / rows.spreads[rows.group[chosen]]
+            huber = ((errors**2 + HUBER**2).sqrt() - HUBER) * known
             loss = huber.sum(dim=(1, 2)) / known.sum(dim=(1, 2)).clamp(min=1)  # (n_members,)
             self._optimizer.zero_grad()
             torch.autograd.backward(loss.sum())  # each member's gradient as if it were alone
@@ -116,17 +108,10 @@ class Descent:
             left_out: the targets of each member are those of the rows that it leaves out.
         """
         known = torch.isfinite(left_out.targets)  # (n_members, n, n_outputs)
-        errors = (outputs - left_out.targets.nan_to_num()).abs() * known
-        shape = self.units.shape
-        n_known = torch.zeros(shape, device=errors.device).index_add_(1, left_out.group, known.float())
-        sums = torch.zeros(shape, device=errors.device).index_add_(1, left_out.group, errors)
-        mean = (sums / n_known.clamp(min=1)).maximum(
-            SMALLEST_UNIT * left_out.spreads
-        )  # (n_members, n_groups, n_outputs)
-        is_known = n_known > 0
-        self.units = torch.where(is_known, torch.lerp(self.units, mean, _NEWEST), self.units)
-        measured = is_known.sum(dim=(1, 2))
-        error = (mean.log() * is_known).sum(dim=(1, 2)) / measured.clamp(min=1)
+        errors = ((outputs - left_out.targets.nan_to_num()) / left_out.spreads[left_out.group]).abs()
+        weights = left_out.weights[:, None] * known
+        measured = weights.sum(dim=(1, 2))
+        error = (errors * weights).sum(dim=(1, 2)) / measured.clamp(min=1e-12)
         better = (error < self.best_error) | (measured == 0)
         self.stale_epochs = 0 if bool((better & (measured > 0)).any()) else self.stale_epochs + 1
         self.best_error = torch.where(better, error, self.best_error)
@@ -154,7 +139,7 @@ class Descent:
         }
         for number, moments in self._optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in moments.items()}
-        tensors |= {"best_error": self.best_error, "units": self.units, "generator": self.generator.get_state()}
+        tensors |= {"best_error": self.best_error, "generator": self.generator.get_state()}
         return tensors, {name: getattr(self, name) for name in _COUNTERS}
 
     def restore(self, tensors: dict[str, Tensor], counters: dict[str, int]) -> None:
@@ -171,7 +156,6 @@ class Descent:
                 moments.setdefault(int(number), {})[moment] = tensor
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": moments})
         self.best_error = tensors["best_error"].to(self.best_error.device)
-        self.units = tensors["units"].to(self.units.device)
         self.generator.set_state(tensors["generator"])
         for name in _COUNTERS:
             setattr(self, name, counters[name])

@@ -243,7 +243,7 @@ def test_a_training_that_diverges_is_an_error_and_no_model(rows: LabelledRows) -
 def test_rows_are_drawn_by_their_weights() -> None:
     weights = torch.tensor([1.0 / 180] * 180 + [1.0 / 20] * 20)
     network = SparseDefectNetwork(Architecture(n_members=3, n_outputs=2, width=8))
-    descent = Descent(network, SMALL, torch.Generator().manual_seed(0), torch.ones(2, 2))
+    descent = Descent(network, SMALL, torch.Generator().manual_seed(0))
     drawn = torch.cat([torch.cat(descent.draw(weights)) for _ in range(50)])
     assert len(drawn) == 50 * 200
     assert 0.47 < float((drawn >= 180).float().mean()) < 0.53
