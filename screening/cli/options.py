@@ -31,6 +31,12 @@ MinSeparation = Annotated[
 MaxSeparation = Annotated[
     float | None, typer.Option("--max-separation", help="Largest distance between any two defects, angstrom.")
 ]
-ModelName = Annotated[str | None, typer.Option("--model", help="Name of a trained model; the newest if not given.")]
+ModelName = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="Name of a model (its version in production), or of a version: first@2; the last promoted if not given.",
+    ),
+]
 LevelName = Annotated[str | None, typer.Option("--level", help="Name of a level of theory.")]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the workers, or only queue the work.")]
