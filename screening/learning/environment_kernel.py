@@ -1,7 +1,7 @@
 """Kernel regression on pairs and local environments: the teacher of the networks where there are few results.
 
-A Gaussian process (Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), ch. 2) for the energy per
-defect of configurations in one lattice of sites. Its covariance of two configurations is a sum of
+A Gaussian process (Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), ch. 2) for each property of
+configurations in one lattice of sites, the energy per defect. Its covariance of two configurations is a sum of
 
     a0 + a1 s.s'                            composition: s the shares of the defect types
     + a2 sum_p n_p n'_p (3 / d_p)^g         pairs: n_p pairs of class p per defect, at distance d_p
@@ -36,10 +36,10 @@ from screening.learning.pair_columns import PairColumns, blocks_of
 
 FEWEST_ROWS = 30  # fewer do not tell eleven parameters
 MOST_ROWS = 1500  # 3 s for a member; more have met every environment
-_ROWS_TO_TUNE = 700
+_ROWS_TO_TUNE = 400
 _NEAR = 9.0  # angstrom, of an environment
 _RANGES = (2.0, 5.0)  # angstrom, r above
-_LENGTHS = (0.25, 0.5, 1.0)  # l above
+_LENGTHS = (0.25, 0.5)  # l above
 _UNIT = 3.0  # angstrom, about the nearest distance
 _BLOCK = 1024  # configurations labelled at once: 80 MB of environments
 
@@ -52,7 +52,8 @@ _START = {
 _PRIOR = 1.5
 _BOUNDS = (-7.0, 8.0)
 
-Grid = Mapping[tuple[float, float], Tensor]
+Scale = tuple[float, float]
+Parts = tuple[Tensor, ...]  # M of both, of the first with itself, of the second with itself
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,35 +94,29 @@ class Described:
 
 @dataclass(frozen=True, eq=False)
 class EnvironmentKernel:
-    """A fitted kernel regression, several times: for each member of an ensemble without the rows it leaves out.
+    """A fitted kernel regression of one property, several times: for each member without the rows it leaves out.
 
     Attributes:
         rows: the n rows it has learnt from.
         parameters: as `_START`.
         scale: (r, l) of the environments.
-        mean, std: of the labels.
+        mean: of the labels.
+        std: of the labels.
         weights: (n, n_members), 0 for the rows that a member leaves out.
     """
 
-    columns: PairColumns
     rows: Described
     parameters: Mapping[str, float]
-    scale: tuple[float, float]
+    scale: Scale
     mean: float
     std: float
     weights: Tensor
 
-    def predict(self, configurations: Sequence[Configuration]) -> NDArray[np.float64]:
-        """(n_members, n) labels of configurations of any number of defects, in their order."""
-        labels = np.empty((self.weights.shape[1], len(configurations)))
+    def predict(self, block: Described) -> Tensor:
+        """(n_members, n) float64."""
         parameters = {name: torch.tensor(value, dtype=torch.float64) for name, value in self.parameters.items()}
-        own = self_likeness(self.rows, self.scale)
-        for start in range(0, len(configurations), _BLOCK):
-            block = describe(self.columns, configurations[start : start + _BLOCK])
-            mean = likeness(block, self.rows, self.scale)
-            covariance = _covariance(block, self.rows, (mean, self_likeness(block, self.scale), own), parameters)
-            labels[:, start : start + _BLOCK] = (self.mean + self.std * covariance @ self.weights).T.numpy()
-        return labels
+        covariance = _covariance(block, self.rows, _parts(block, self.rows, self.scale), parameters)
+        return (self.mean + self.std * covariance @ self.weights).T
 
 
 def describe(columns: PairColumns, configurations: Sequence[Configuration]) -> Described:
@@ -169,40 +164,91 @@ def describe(columns: PairColumns, configurations: Sequence[Configuration]) -> D
     )
 
 
-def fit_environment_kernel(
+def fit_environment_kernels(
     columns: PairColumns,
     configurations: Sequence[Configuration],
     labels: NDArray[np.float64],
     folds: NDArray[np.int64],
     *,
     n_members: int,
-) -> EnvironmentKernel:
-    """Fit the regression, and once per member without its fold.
+) -> list[EnvironmentKernel | None]:
+    """A regression of each property, and once per member without its fold; None where there is too little to learn.
 
     Args:
         columns: of all defect types that occur.
-        configurations: n of them, from `FEWEST_ROWS` to `MOST_ROWS`.
-        labels: (n,) float64, finite.
+        configurations: n of them, at most `MOST_ROWS`.
+        labels: (n, n_properties) float64, NaN where unknown.
         folds: (n,); member m leaves the rows of fold m out.
     """
     rows = describe(columns, configurations)
-    mean, std = float(labels.mean()), max(float(labels.std()), 1e-9)
+    grids: dict[bytes, _Grid] = {}  # properties known of the same rows share their likenesses
+    fitted: dict[bytes, EnvironmentKernel | None] = {}  # gaps of both spins are one where there is no spin
+    for column in labels.T:
+        known = np.flatnonzero(np.isfinite(column))
+        if column.tobytes() in fitted:
+            continue
+        if len(known) < FEWEST_ROWS or not np.ptp(column[known]) > 0:
+            fitted[column.tobytes()] = None
+            continue
+        if known.tobytes() not in grids:
+            grids[known.tobytes()] = _Grid.of(rows.chosen(torch.from_numpy(known)))
+        fitted[column.tobytes()] = _fit(grids[known.tobytes()], column[known], folds[known], n_members)
+    return [fitted[column.tobytes()] for column in labels.T]
+
+
+def predict_all(
+    columns: PairColumns, kernels: Sequence[EnvironmentKernel | None], configurations: Sequence[Configuration]
+) -> NDArray[np.float64]:
+    """(n_members, n, n_properties) of configurations of any number of defects, in their order; NaN without a kernel."""
+    n_members = max((kernel.weights.shape[1] for kernel in kernels if kernel is not None), default=0)
+    values = np.full((n_members, len(configurations), len(kernels)), np.nan)
+    for start in range(0, len(configurations), _BLOCK):
+        block = describe(columns, configurations[start : start + _BLOCK])
+        for p, kernel in enumerate(kernels):
+            if kernel is not None:
+                values[:, start : start + _BLOCK, p] = kernel.predict(block).numpy()
+    return values
+
+
+@dataclass(frozen=True, eq=False)
+class _Grid:
+    """Rows, those of them that parameters are tuned on, and M of these for every scale."""
+
+    rows: Described
+    some: Tensor
+    tuned: Described
+    parts: Mapping[Scale, Parts]
+
+    @classmethod
+    def of(cls, rows: Described) -> _Grid:
+        n_rows = len(rows.n_defects)
+        some = torch.arange(0, n_rows, max(1, -(-n_rows // _ROWS_TO_TUNE)))
+        tuned = rows.chosen(some)
+        return cls(rows, some, tuned, {scale: _parts(tuned, tuned, scale) for scale in product(_RANGES, _LENGTHS)})
+
+
+def _parts(a: Described, b: Described, scale: Scale) -> Parts:
+    own = self_likeness(b, scale)
+    return likeness(a, b, scale), own if a is b else self_likeness(a, scale), own
+
+
+def _fit(grid: _Grid, labels: NDArray[np.float64], folds: NDArray[np.int64], n_members: int) -> EnvironmentKernel:
+    mean, std = float(labels.mean()), float(labels.std())
     z = torch.from_numpy((labels - mean) / std)
-    step = max(1, -(-len(z) // _ROWS_TO_TUNE))
-    parameters, scale = _tune(rows.chosen(torch.arange(0, len(z), step)), z[::step])
-    own = self_likeness(rows, scale)
+    parameters, scale = _tune(grid, z[grid.some])
     tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in parameters.items()}
-    covariance = _covariance(rows, rows, (likeness(rows, rows, scale), own, own), tensors)
-    covariance += torch.diag(_noise(rows, tensors))
+    covariance = _covariance(grid.rows, grid.rows, _parts(grid.rows, grid.rows, scale), tensors)
+    covariance += torch.diag(_noise(grid.rows, tensors))
     weights = torch.zeros(len(z), n_members, dtype=torch.float64)
     for member in range(n_members):
         kept = torch.from_numpy(np.flatnonzero(folds != member))
-        factor = _cholesky(covariance[kept][:, kept])
-        weights[kept, member] = torch.cholesky_solve(z[kept, None], factor)[:, 0]
-    return EnvironmentKernel(columns, rows, parameters, scale, mean, std, weights)
+        if len(kept):
+            factor = _cholesky(covariance[kept][:, kept])
+            weights[kept, member] = torch.cholesky_solve(z[kept, None], factor)[:, 0]
+    return EnvironmentKernel(grid.rows, parameters, scale, mean, std, weights)
 
 
-def likeness(a: Described, b: Described, scale: tuple[float, float]) -> Tensor:
+def likeness(a: Described, b: Described, scale: Scale) -> Tensor:
     """M (n_a, n_b) float64 of the module's docstring."""
     reach, length = scale
     total = torch.zeros(len(a.n_defects), len(b.n_defects), dtype=torch.float64)
@@ -213,7 +259,7 @@ def likeness(a: Described, b: Described, scale: tuple[float, float]) -> Tensor:
     return total
 
 
-def self_likeness(rows: Described, scale: tuple[float, float]) -> Tensor:
+def self_likeness(rows: Described, scale: Scale) -> Tensor:
     """M(x, x) (n,) float64."""
     reach, length = scale
     total = torch.zeros(len(rows.n_defects), dtype=torch.float64)
@@ -245,19 +291,15 @@ def _distinct(
     return tuple(environments), tuple(weights)
 
 
-def _tune(rows: Described, z: Tensor) -> tuple[dict[str, float], tuple[float, float]]:
-    """The likeliest parameters, and (r, l), for labels z (n,) of mean 0 and variance 1."""
+def _tune(grid: _Grid, z: Tensor) -> tuple[dict[str, float], Scale]:
+    """The likeliest parameters, and (r, l), for labels z of mean 0 and variance 1 of the rows to tune on."""
     names, start = list(_START), np.array(list(_START.values()))
-    best: tuple[float, NDArray[np.float64], tuple[float, float]] | None = None
-    for scale in product(_RANGES, _LENGTHS):
-        own = self_likeness(rows, scale)
-        parts = (likeness(rows, rows, scale), own, own)
+    best: tuple[float, NDArray[np.float64], Scale] | None = None
+    for scale, of_scale in grid.parts.items():
 
-        def cost(
-            values: NDArray[np.float64], parts: tuple[Tensor, Tensor, Tensor] = parts
-        ) -> tuple[float, NDArray[np.float64]]:
+        def cost(values: NDArray[np.float64], parts: Parts = of_scale) -> tuple[float, NDArray[np.float64]]:
             given = torch.tensor(values, requires_grad=True)
-            loss = _negative_log_posterior(rows, z, parts, dict(zip(names, given.unbind(), strict=True)))
+            loss = _negative_log_posterior(grid.tuned, z, parts, dict(zip(names, given.unbind(), strict=True)))
             (gradient,) = torch.autograd.grad(loss, given)
             return float(loss.detach()), gradient.numpy()
 
@@ -271,9 +313,7 @@ def _tune(rows: Described, z: Tensor) -> tuple[dict[str, float], tuple[float, fl
     return dict(zip(names, best[1].tolist(), strict=True)), best[2]
 
 
-def _negative_log_posterior(
-    rows: Described, z: Tensor, parts: tuple[Tensor, Tensor, Tensor], parameters: Mapping[str, Tensor]
-) -> Tensor:
+def _negative_log_posterior(rows: Described, z: Tensor, parts: Parts, parameters: Mapping[str, Tensor]) -> Tensor:
     covariance = _covariance(rows, rows, parts, parameters) + torch.diag(_noise(rows, parameters))
     factor = _cholesky(covariance)
     fit = torch.linalg.solve_triangular(factor, z[:, None], upper=False)
@@ -282,9 +322,7 @@ def _negative_log_posterior(
     return cost
 
 
-def _covariance(
-    a: Described, b: Described, parts: tuple[Tensor, Tensor, Tensor], parameters: Mapping[str, Tensor]
-) -> Tensor:
+def _covariance(a: Described, b: Described, parts: Parts, parameters: Mapping[str, Tensor]) -> Tensor:
     """(n_a, n_b); parts: M of both, of a with itself, of b with itself."""
     square = {name: torch.exp(2.0 * value) for name, value in parameters.items()}
     damping = (a.distances / _UNIT) ** (-parameters["growth"])

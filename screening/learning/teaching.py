@@ -2,9 +2,9 @@
 
 Three hundred results in a supercell are few for a network and enough for a kernel regression, which in turn is far
 too slow to score 10^8 candidates. So random configurations like those of the training rows are labelled by the
-regression (`screening.learning.environment_kernel`) and become training rows of the network (distillation: Hinton et
-al., arXiv:1503.02531 (2015)). Each member of the ensemble has a teacher of its own, which like the member has not seen
-the rows of its fold, so that the errors of left-out rows stay honest.
+regression (`screening.learning.environment_kernel`), mixed with what the network knows itself, and become training rows
+of the network (distillation: Hinton et al., arXiv:1503.02531 (2015)). Each member of the ensemble has a teacher of its
+own, which like the member has not seen the rows of its fold, so that the errors of left-out rows stay honest.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from screening.defects.defect_types import Configuration, atomic_number
 from screening.defects.host import Supercell
 from screening.learning.dataset import LabelledRows
-from screening.learning.environment_kernel import FEWEST_ROWS, MOST_ROWS, fit_environment_kernel
+from screening.learning.environment_kernel import FEWEST_ROWS, MOST_ROWS, fit_environment_kernels, predict_all
 from screening.learning.graph import pair_table
 from screening.learning.pair_columns import pair_columns
 
@@ -41,68 +41,84 @@ class Drawn:
     configurations: tuple[Configuration, ...]
 
 
-def draw_rows(rows: LabelledRows, energies: NDArray[np.float64], *, n_drawn: int, seed: int) -> list[Drawn]:
+def draw_rows(rows: LabelledRows, *, n_drawn: int, seed: int) -> list[Drawn]:
     """Draw configurations like those of each group that has few results, in every lattice with enough of them.
 
     Args:
         rows: of one host; validation rows are not looked at.
-        energies: (n,) energy per defect of each row, NaN where it is unknown.
         n_drawn: how many configurations in all, but at most twenty like each result.
     """
     rng = np.random.default_rng(seed)
     places = []
-    for lattice, chosen in _taught_lattices(rows, energies):
+    for lattice, chosen in _taught_lattices(rows):
         for group in np.unique(rows.group_of_row[chosen]).tolist():
             of_group = chosen[rows.group_of_row[chosen] == group]
             if len(of_group) <= MOST_ROWS:
                 places.append((lattice, group, of_group))
     drawn = []
     for lattice, group, chosen in places:
-        like = [rows.configurations[row] for row in chosen]
+        supercell, like = rows.supercells[lattice[0]], [rows.configurations[row] for row in chosen]
         n = min(n_drawn // len(places), DRAWN_PER_RESULT * len(chosen))
-        drawn.append(
-            Drawn(rows.supercells[lattice[0]], group, tuple(draw_alike(rows.supercells[lattice[0]], like, n, rng)))
-        )
+        drawn.append(Drawn(supercell, group, tuple(draw_alike(supercell, like, n, rng))))
     return drawn
 
 
-def label_energies(
-    rows: LabelledRows, energies: NDArray[np.float64], drawn: Sequence[Drawn], *, n_members: int, seed: int
+def label_drawn(
+    rows: LabelledRows, labels: NDArray[np.float64], drawn: Sequence[Drawn], *, n_members: int, seed: int
 ) -> tuple[list[NDArray[np.float64]], NDArray[np.float64]]:
-    """Energies per defect by the teacher of each member, eV.
+    """What the teacher of each member says.
 
     Args:
-        rows: as for `draw_rows`, like energies and seed.
+        rows: as for `draw_rows`, like the seed.
+        labels: (n, n_properties) of the rows, NaN where unknown; the energy per defect.
         drawn: what that has drawn.
 
     Returns:
-        For each part of the drawn configurations (n_members, n_configurations); and (n,) what is said of the training
-        rows by a teacher that has not learnt from them, NaN where that was not asked.
+        For each part of the drawn configurations (n_members, n_configurations, n_properties); and (n, n_properties)
+        of the training rows by a teacher that has not learnt from them; NaN where there is none, or it was not asked.
     """
     rng = np.random.default_rng(seed)
-    labels: dict[int, NDArray[np.float64]] = {}
-    left_out = np.full(len(energies), np.nan)
-    for lattice, chosen in _taught_lattices(rows, energies):
-        supercell = rows.supercells[lattice[0]]
+    taught: dict[int, NDArray[np.float64]] = {}
+    left_out = np.full(labels.shape, np.nan)
+    for lattice, chosen in _taught_lattices(rows):
+        parts = [number for number, part in enumerate(drawn) if part.supercell == rows.supercells[lattice[0]]]
+        if not parts:
+            continue
         learnt = chosen[_balanced(rows.group_of_row[chosen], rng)]
         configurations = [rows.configurations[row] for row in learnt]
         codes = sorted({code for row in chosen for code in rows.configurations[row].defect_types})
-        fold = rows.fold[learnt] % n_members
-        teacher = fit_environment_kernel(
-            pair_columns(supercell, codes), configurations, energies[learnt], fold, n_members=n_members
-        )
-        left_out[learnt] = teacher.predict(configurations)[fold, np.arange(len(learnt))]
-        for number, part in enumerate(drawn):
-            if part.supercell == supercell:
-                labels[number] = teacher.predict(part.configurations)
-    return [labels[number] for number in range(len(drawn))], left_out
+        fold, columns = rows.fold[learnt] % n_members, pair_columns(rows.supercells[lattice[0]], codes)
+        kernels = fit_environment_kernels(columns, configurations, labels[learnt], fold, n_members=n_members)
+        if any(kernel is not None for kernel in kernels):
+            left_out[learnt] = predict_all(columns, kernels, configurations)[fold, np.arange(len(learnt))]
+        for number in parts:
+            taught[number] = predict_all(columns, kernels, drawn[number].configurations)
+    return [taught[number] for number in range(len(drawn))], left_out
 
 
-def _taught_lattices(rows: LabelledRows, energies: NDArray[np.float64]) -> list[tuple[list[int], NDArray[np.int64]]]:
-    """Lattices with enough training rows of known energy, and these rows."""
-    known = np.isfinite(energies) & ~rows.is_validation
+def shares_of_teacher(
+    labels: NDArray[np.float64], of_network: NDArray[np.float64], of_teacher: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """(n_properties,) from 0 to 1: the share of a teacher in the mixture with a network that errs least.
+
+    Least squares on rows that neither has learnt from (stacking: Breiman, Machine Learning 24, 49 (1996)); 0 where
+    they cannot be compared.
+
+    Args:
+        labels: (n, n_properties), like the other two; NaN where unknown.
+    """
+    known = np.isfinite(labels) & np.isfinite(of_network) & np.isfinite(of_teacher)
+    apart = np.where(known, of_teacher - of_network, 0.0)
+    missing = np.where(known, labels - of_network, 0.0)
+    square = (apart**2).sum(axis=0)
+    shares: NDArray[np.float64] = np.clip((apart * missing).sum(axis=0) / np.where(square > 0, square, 1.0), 0.0, 1.0)
+    return shares
+
+
+def _taught_lattices(rows: LabelledRows) -> list[tuple[list[int], NDArray[np.int64]]]:
+    """Lattices with enough training rows, and these rows."""
     found = (
-        (lattice, np.flatnonzero(known & np.isin(rows.supercell_of_row, lattice)))
+        (lattice, np.flatnonzero(~rows.is_validation & np.isin(rows.supercell_of_row, lattice)))
         for lattice in lattices_of(rows.supercells)
     )
     return [(lattice, chosen) for lattice, chosen in found if len(chosen) >= FEWEST_ROWS]

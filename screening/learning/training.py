@@ -8,10 +8,10 @@ host with many results of up to three defects has a network for these, which lea
 1. The results alone. Rows are drawn so that groups weigh as the roots of their sizes; a step of AdamW on a Huber-like
    loss of the errors in units of their group's spread moves the weights, and averaged weights follow. The
    learning rate rises for a moment and falls along a cosine.
-2. Results and drawn configurations (`screening.learning.teaching`), whose energy per defect a kernel regression
-   labels, and whose other properties the member itself does, as it was at the end of the first phase: many
-   configurations that agree with the best it knew keep it from learning few results by heart. Only like groups whose
-   left-out rows the regression predicts better than the network; where there are none the phase is left out.
+2. Results and drawn configurations (`screening.learning.teaching`), labelled by a mixture of a kernel regression and of
+   the member itself, as it was at the end of the first phase. Their shares, by group and property, are those with the
+   least errors on left-out rows. Many configurations that agree with the best that is known keep a network from
+   learning few results by heart. Where the regression has nothing to teach the phase is left out.
 
 Members are cross-fitted: member m never learns from the rows of fold m, directly or through its teacher. After every
 epoch the averaged weights of each member are measured on the rows that it leaves out, and those with the smallest
@@ -31,6 +31,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from screening.defects.defect_types import Configuration
 from screening.learning.artifacts import pack, references_from, references_to_card, references_to_tensors, unpack
 from screening.learning.calibration import Calibration, calibrate, errors_of_mean
 from screening.learning.dataset import LabelledRows
@@ -41,12 +42,13 @@ from screening.learning.graph import Graphs, join_graphs, pair_table, ragged_gra
 from screening.learning.novelty import learn_novelty
 from screening.learning.references import References, extend_references, fit_references, output_labels
 from screening.learning.settings import TrainingSettings
-from screening.learning.teaching import DRAWN_PER_RESULT, Drawn, draw_rows, label_energies
+from screening.learning.teaching import DRAWN_PER_RESULT, Drawn, draw_rows, label_drawn, shares_of_teacher
 
 SMALLEST_SPREAD = 0.02  # of the overall scale; a group of nearly equal labels must not rule the loss
 RETRAINING = 0.3  # share of the learning rate when a training starts from a finished model
 DRAWN_PASSES = 0.1  # epochs of the second phase by those of the first: there are many more rows
 N_PHASES = 2
+LEAST_SHARE = 0.1  # of a teacher in any property, for which the second phase is worth its time
 SPARSE = 3  # defects; a network of its own for up to so many
 FEWEST_SPARSE_ROWS, FEWEST_OTHER_ROWS = 1000, 30  # for which it is worth while, and needed
 OTHERS_ROWS = 1200  # that a network learns though another one serves them; by fold, which is as good as chance
@@ -348,34 +350,38 @@ class _Training:
         return deepcopy(before.networks[before.domains.index(domain)]).requires_grad_(True).to(self._device)
 
     def _draw(self, given: _DomainRows) -> list[Drawn]:
-        energies = output_labels(given.rows, self.references.outputs)[:, 0]
         n_drawn = self._settings.drawn_rows
-        return draw_rows(given.rows, energies, n_drawn=n_drawn, seed=self._seed) if n_drawn else []
+        return draw_rows(given.rows, n_drawn=n_drawn, seed=self._seed) if n_drawn else []
 
     def _label(self, given: _DomainRows, drawn: Sequence[Drawn], network: SparseDefectNetwork) -> None:
-        """Choose what is taught, and its targets (n_members, n, n_outputs): energies by teachers, the rest as known."""
-        energies = output_labels(given.rows, self.references.outputs)[:, 0]
-        labels, of_teacher = label_energies(
-            given.rows, energies, drawn, n_members=self._settings.n_members, seed=self._seed
-        )
-        known = evaluate(network, given.graphs.to(self._device)).cpu().numpy()
-        of_network = known[given.fold, np.arange(len(given.fold)), 0]
-        errors = np.stack(
-            [np.abs(of_teacher - energies), np.abs(of_network - given.targets[:, 0]) * self.references.scales[0]]
-        )
-        targets = []
+        """Choose what is taught, and its targets (n_members, n, n_outputs): teachers mixed with what is known."""
+        labels = output_labels(given.rows, self.references.outputs)
+        taught, of_teacher = label_drawn(given.rows, labels, drawn, n_members=self._settings.n_members, seed=self._seed)
+        host = given.rows.supercells[0].host.name
+        of_teacher = self._standardise(of_teacher, host, given.rows.configurations)
+        known = evaluate(network, given.graphs.to(self._device)).cpu().double().numpy()
+        of_network = known[given.fold, np.arange(len(given.fold))]
+        targets: list[Tensor] = []
         self._taught_groups = []
-        for part, taught in zip(drawn, labels, strict=True):
-            compared = (given.rows.group_of_row == part.group) & np.isfinite(errors).all(axis=0)
-            if errors[0, compared].mean() < errors[1, compared].mean():
-                offsets = self.references.offsets([part.supercell.host.name] * len(taught[0]), part.configurations)[
-                    :, 0
-                ]
-                outputs = evaluate(network, self._graphs_of([part]).to(self._device)).cpu()
-                outputs[:, :, 0] = torch.from_numpy((taught - offsets) / self.references.scales[0])
-                targets.append(outputs)
-                self._taught_groups.append(part.group)
+        for part, of_part in zip(drawn, taught, strict=True):
+            like = given.rows.group_of_row == part.group
+            shares = shares_of_teacher(given.targets[like], of_network[like], of_teacher[like])
+            if shares.max() < LEAST_SHARE:
+                continue
+            outputs = evaluate(network, self._graphs_of([part]).to(self._device)).cpu().double().numpy()
+            by_teacher = self._standardise(of_part, host, part.configurations)
+            mixed = np.where(shares > 0, outputs + shares * (by_teacher - outputs), outputs)
+            targets.append(torch.from_numpy(mixed).float())
+            self._taught_groups.append(part.group)
         self._drawn_labels = torch.cat(targets, dim=1) if targets else None
+
+    def _standardise(
+        self, labels: NDArray[np.float64], host: str, configurations: Sequence[Configuration]
+    ) -> NDArray[np.float64]:
+        """What a network shall give for labels (..., n, n_outputs)."""
+        return self.references.standardise(
+            labels, self.references.offsets([host] * len(configurations), configurations)
+        )
 
     def _graphs_of(self, drawn: Sequence[Drawn]) -> Graphs:
         supercells = [part.supercell for part in drawn]

@@ -10,7 +10,13 @@ from screening.defects.catalogue import catalogue_host
 from screening.defects.defect_types import Configuration
 from screening.defects.host import Supercell
 from screening.defects.symmetry import find_symmetry
-from screening.learning.environment_kernel import describe, fit_environment_kernel, likeness, self_likeness
+from screening.learning.environment_kernel import (
+    describe,
+    fit_environment_kernels,
+    likeness,
+    predict_all,
+    self_likeness,
+)
 from screening.learning.graph import pair_table
 from screening.learning.pair_columns import PairColumns, pair_columns
 from tests.learning.synthetic import labelled_rows
@@ -59,42 +65,51 @@ def test_a_smooth_answer_is_learnt_and_left_out_rows_are_not_known() -> None:
     energies = rows.labels[:, 1]
     columns = pair_columns(rows.supercells[0], sorted({c for x in rows.configurations for c in x.defect_types}))
     folds = np.arange(200) % 3
-    fitted = fit_environment_kernel(columns, rows.configurations[:200], energies[:200], folds, n_members=3)
-    predicted = fitted.predict(rows.configurations)  # (3, 240)
+    labels = np.stack([energies[:200], rows.labels[:200, 2], np.where(folds == 0, np.nan, energies[:200])], axis=1)
+    fitted = fit_environment_kernels(columns, rows.configurations[:200], labels, folds, n_members=3)
+    predicted = predict_all(columns, fitted, rows.configurations)  # (3, 240, 3)
+    assert np.isfinite(predicted).all()
+    incomplete, predicted = predicted[1:, :, 2], predicted[:, :, 0]
     new = np.abs(predicted[:, 200:].mean(axis=0) - energies[200:]).mean()
     assert new < 0.03 * energies.std()
     left_out = np.abs(predicted[folds, np.arange(200)] - energies[:200]).mean()
     known = np.abs(predicted[(folds + 1) % 3, np.arange(200)] - energies[:200]).mean()
     assert left_out > 2 * known
+    assert fitted[0] is not None
     for member in range(3):
-        assert (fitted.weights[folds == member, member] == 0).all()
+        assert (fitted[0].weights[folds == member, member] == 0).all()
+    assert np.abs(incomplete.mean(axis=0) - energies)[200:].mean() < 0.06 * energies.std()
 
 
 def test_equivalent_configurations_have_one_energy() -> None:
     rows = labelled_rows(120)
     columns = pair_columns(rows.supercells[0], sorted({c for x in rows.configurations for c in x.defect_types}))
-    fitted = fit_environment_kernel(
-        columns, rows.configurations, rows.labels[:, 1], np.zeros(120, np.int64), n_members=1
-    )
-    fitted_to_all = fit_environment_kernel(
-        columns, rows.configurations, rows.labels[:, 1], np.full(120, 9), n_members=1
-    )
+    labels = rows.labels[:, 1:2]
+    folds = np.zeros(120, np.int64)
+    fitted = fit_environment_kernels(columns, rows.configurations, labels, folds, n_members=2)
     sites, codes = (2, 17, 25, 40), (V_MO, V_S, SE_S, V_S)
     images = []
     for permutation in find_symmetry(rows.supercells[0]).permutations[::7]:
         image = sorted((int(permutation[s]), c) for s, c in zip(sites, codes, strict=True))
         images.append(Configuration(tuple(s for s, _ in image), tuple(c for _, c in image)))
-    predicted = fitted_to_all.predict(images)[0]
-    assert np.ptp(predicted) < 1e-5
-    assert np.isfinite(fitted.predict(images)).all()  # a member that has no row left knows the mean
+    of_none, of_all = predict_all(columns, fitted, images)[:, :, 0]
+    assert np.ptp(of_all) < 1e-5
+    assert np.allclose(of_none, labels.mean())  # a member that has no row left knows the mean
 
 
 def test_rows_that_are_equal_do_not_break_the_fit() -> None:
     rows = labelled_rows(60)
     columns = pair_columns(rows.supercells[0], sorted({c for x in rows.configurations for c in x.defect_types}))
     twice = rows.configurations + rows.configurations
-    labels = np.concatenate([rows.labels[:, 1], rows.labels[:, 1]])
-    fitted = fit_environment_kernel(columns, twice, labels, np.arange(120) % 4, n_members=4)
-    assert np.isfinite(fitted.predict(rows.configurations)).all()
-    constant = fit_environment_kernel(columns, rows.configurations, np.full(60, 1.25), np.arange(60) % 3, n_members=3)
-    np.testing.assert_allclose(constant.predict(rows.configurations), 1.25)
+    labels = np.concatenate([rows.labels[:, 1:2], rows.labels[:, 1:2]])
+    fitted = fit_environment_kernels(columns, twice, labels, np.arange(120) % 4, n_members=4)
+    assert np.isfinite(predict_all(columns, fitted, rows.configurations)).all()
+
+
+def test_what_never_varies_or_is_hardly_known_is_not_learnt() -> None:
+    rows = labelled_rows(60)
+    columns = pair_columns(rows.supercells[0], sorted({c for x in rows.configurations for c in x.defect_types}))
+    labels = np.full((60, 2), 1.25)
+    labels[:, 1] = np.where(np.arange(60) < 20, np.arange(60), np.nan)
+    fitted = fit_environment_kernels(columns, rows.configurations, labels, np.arange(60) % 3, n_members=3)
+    assert fitted == [None, None]

@@ -11,7 +11,7 @@ from screening.defects.catalogue import catalogue_host
 from screening.defects.defect_types import Configuration
 from screening.defects.host import Host, Supercell
 from screening.learning.environment_kernel import MOST_ROWS
-from screening.learning.teaching import _balanced, draw_alike, draw_rows, label_energies, lattices_of
+from screening.learning.teaching import _balanced, draw_alike, draw_rows, label_drawn, lattices_of, shares_of_teacher
 from tests.learning.synthetic import energy_of, labelled_rows
 
 V_S, SE_S, V_MO = 16 * 128, 16 * 128 + 34, 42 * 128
@@ -56,24 +56,35 @@ def test_drawn_rows_are_alike_each_group_and_labels_follow_the_rows() -> None:
     rows = labelled_rows(150)
     rows = replace(rows, group_of_row=np.array([c.n_defects > 2 for c in rows.configurations], np.int64))
     energies = rows.labels[:, 1]
-    drawn = draw_rows(rows, energies, n_drawn=300, seed=3)
+    drawn = draw_rows(rows, n_drawn=300, seed=3)
     assert [part.group for part in drawn] == [0, 1]
     assert all(c.n_defects <= 2 for c in drawn[0].configurations)
     assert all(c.n_defects == 3 for c in drawn[1].configurations)
-    labels, left_out = label_energies(rows, energies, drawn, n_members=3, seed=3)
-    assert [found.shape for found in labels] == [(3, 150), (3, 150)]
+    labels, left_out = label_drawn(rows, rows.labels[:, 1:3], drawn, n_members=3, seed=3)
+    assert [found.shape for found in labels] == [(3, 150, 2), (3, 150, 2)]
     for part, found in zip(drawn, labels, strict=True):
         expected = [energy_of(c, rows.supercells[0]) / c.n_defects for c in part.configurations]
-        assert np.abs(found - expected).mean() < 0.1 * np.std(energies)
+        assert np.abs(found[:, :, 0] - expected).mean() < 0.1 * np.std(energies)
     assert np.isnan(left_out[rows.is_validation]).all()
-    of_training = np.abs(left_out - energies)[~rows.is_validation]
+    of_training = np.abs(left_out[:, 0] - energies)[~rows.is_validation]
     assert 1e-4 < of_training.mean() < 0.1 * np.std(energies)
 
 
 def test_too_few_results_teach_nothing() -> None:
     rows = labelled_rows(30)
-    assert draw_rows(rows, rows.labels[:, 1], n_drawn=300, seed=3) == []
-    assert draw_rows(labelled_rows(90), np.full(90, np.nan), n_drawn=300, seed=3) == []
+    assert draw_rows(rows, n_drawn=300, seed=3) == []
+
+
+def test_a_mixture_errs_least_and_never_leaves_its_two_parts() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(4000, 4))
+    network = truth + 0.3 * rng.normal(size=truth.shape)
+    teacher = truth + np.array([0.3, 0.1, 0.9, 0.3]) * rng.normal(size=truth.shape)
+    teacher[:, 3] = np.nan
+    shares = shares_of_teacher(truth, network, teacher)
+    np.testing.assert_allclose(shares, [0.5, 0.9, 0.1, 0.0], atol=0.03)
+    worse = truth + 2.0 * (network - truth)
+    assert shares_of_teacher(truth, network, worse).tolist() == [0.0] * 4
 
 
 def test_at_most_so_many_rows_are_learnt_and_small_groups_keep_all_of_theirs() -> None:
