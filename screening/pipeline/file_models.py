@@ -50,3 +50,26 @@ def label_ranges(session: Session, model_id: int) -> dict[str, tuple[float, floa
             known = ranges.get(name, (low, high))
             ranges[name] = min(low, known[0]), max(high, known[1])
     return ranges
+
+
+def seen_supercells(session: Session, model_id: int) -> dict[str, tuple[str, ...]]:
+    """Labels of the supercells, by host, that a model, or one that it goes back to, has learnt from."""
+    of_it = models.lineage(model_id)
+    found = session.execute(
+        select(tables.Host.name, tables.Supercell.label)
+        .distinct()
+        .join(tables.Supercell, tables.Supercell.host_id == tables.Host.id)
+        .join(tables.Configuration, tables.Configuration.supercell_id == tables.Supercell.id)
+        .join(tables.Calculation, tables.Calculation.configuration_id == tables.Configuration.id)
+        .join(tables.CalculationResult, tables.CalculationResult.calculation_id == tables.Calculation.id)
+        .join(tables.ModelTrainingResult, tables.ModelTrainingResult.result_id == tables.CalculationResult.id)
+        .join(of_it, of_it.c.id == tables.ModelTrainingResult.model_id)
+        .where(tables.ModelTrainingResult.role == "train")
+    )
+    labels: dict[str, set[str]] = {}
+    for host, label in found:
+        labels.setdefault(host, set()).add(label)
+    for weights in weights_of_files(session, model_id):
+        for host, known in unpack_model(weights, "the weights").card.supercells.items():
+            labels.setdefault(host, set()).update(known)
+    return {host: tuple(sorted(known)) for host, known in labels.items()}

@@ -66,6 +66,7 @@ class ModelCard:
     Attributes:
         hosts: the hosts the model has learnt from.
         properties: what it predicts.
+        supercells: labels of the supercells that it has learnt from, by host.
         label_ranges: smallest and largest label of each property that it has learnt from, eV or Bohr magneton.
         source: where the data come from, with a DOI where there is one.
         licence: of the data.
@@ -79,6 +80,7 @@ class ModelCard:
     level: LevelOfTheory
     hosts: tuple[Host, ...]
     properties: tuple[str, ...]
+    supercells: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     data: tuple[DataShare, ...] = ()
     label_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     source: str = ""
@@ -98,6 +100,7 @@ def card_to_json(card: ModelCard) -> dict[str, Any]:
         "level": asdict(card.level),
         "hosts": [_host_to_json(host) for host in card.hosts],
         "properties": list(card.properties),
+        "supercells": {host: list(labels) for host, labels in card.supercells.items()},
         "data": [asdict(share) for share in card.data],
         "label_ranges": {name: list(ends) for name, ends in card.label_ranges.items()},
         "citations": list(card.citations),
@@ -124,6 +127,7 @@ def card_from_json(found: Any) -> ModelCard:
             level=LevelOfTheory(**found["level"]),
             hosts=tuple(_host_from_json(host) for host in found["hosts"]),
             properties=tuple(map(str, found["properties"])),
+            supercells={str(host): tuple(map(str, labels)) for host, labels in found.get("supercells", {}).items()},
             data=tuple(
                 DataShare(str(share["name"]), int(share["n_train"]), int(share["n_validation"]))
                 for share in found["data"]
@@ -181,6 +185,11 @@ def _host_from_json(found: Mapping[str, Any]) -> Host:
 
 def card_text(card: ModelCard) -> str:
     """A card as Markdown; sections of which the card says nothing are left out."""
+
+    def shown(host: Host) -> str:
+        labels = ", ".join(card.supercells.get(host.name, ()))
+        return f"{host.name} ({labels})" if labels else host.name
+
     shares = [[share.name, share.n_train, share.n_validation] for share in card.data]
     sections = {
         "Data": [
@@ -197,7 +206,7 @@ def card_text(card: ModelCard) -> str:
     paragraphs = [
         f"# Model {card.name}",
         f"Predicts {', '.join(card.properties)} of combinations of point defects in "
-        f"{', '.join(host.name for host in card.hosts)}, as {card.level.code} with {card.level.functional} gives them "
+        f"{', '.join(map(shown, card.hosts))}, as {card.level.code} with {card.level.functional} gives them "
         f"(level of theory {card.level.name}). Energies in eV, magnetisation in Bohr magneton.",
     ]
     for title, section in sections.items():

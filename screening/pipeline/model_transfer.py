@@ -22,7 +22,7 @@ from screening.errors import InputError
 from screening.learning.fingerprints import fingerprints
 from screening.learning.settings import TrainingSettings
 from screening.pipeline.evaluation import LEARNT, MEAN_OF_SUBSETS, carried_by, learnt_by
-from screening.pipeline.file_models import label_ranges
+from screening.pipeline.file_models import label_ranges, seen_supercells
 from screening.pipeline.hosts import add_host, host_of, load_supercell
 from screening.pipeline.model_cards import CardMetric, DataShare, ModelCard
 from screening.pipeline.pretrained import ModelFile, has_card, unpack_model, with_card
@@ -105,6 +105,7 @@ def export_model(session: Session, name: str | None) -> ModelFile:
         level=LevelOfTheory(level.name, level.code, level.functional, level.settings),
         hosts=tuple(hosts[host] for host in ensemble.references.hosts),
         properties=ensemble.properties,
+        supercells=seen_supercells(session, model.id),
         data=_shares(session, model.id),
         label_ranges=label_ranges(session, model.id),
         source="Results of calculations in the database that the model was exported from.",

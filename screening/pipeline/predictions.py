@@ -13,7 +13,7 @@ import itertools
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -25,10 +25,12 @@ from screening.database import queries, tables
 from screening.database.session import session_scope
 from screening.defects.catalogue import catalogue_host, host_names
 from screening.defects.host import Host, Supercell
+from screening.defects.lattices import reduced_basis
 from screening.defects.matching import Matcher, Structure, find_supercell
 from screening.dft.bulk_matching import Match, MatchingPool
 from screening.dft.structures import archive_members, is_archive, parse_structures
 from screening.errors import FileFormatError, InputError, LatticeError, UnknownNameError
+from screening.pipeline.file_models import seen_supercells
 from screening.pipeline.hosts import host_of
 from screening.pipeline.pretrained import DEFAULT_MODEL, ModelFile, is_model_path, read_model_file, shipped_models
 
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 FIRST_ROWS = 20  # that a report has
 _ROWS_PER_SCORING = 8192
 _WIDE = 0.95
+_SAME_DISTANCE = 0.1  # angstrom
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,15 @@ class Predictor:
     Attributes:
         level: name of its level of theory.
         hosts: those it has learnt from.
+        image_distances: by host, how far apart images of a defect are in the smallest supercell that it has learnt
+            from, angstrom.
         is_of_file: whether it came from a file, not from the database.
     """
 
     name: str
     level: str
     hosts: tuple[Host, ...]
+    image_distances: Mapping[str, float]
     ensemble: Ensemble
     is_of_file: bool
 
@@ -129,7 +135,9 @@ def stored_predictor(engine: Engine, name: str | None = None) -> Predictor:
         ensemble = ensemble_from_bytes(model.weights)
         level = session.get_one(tables.LevelOfTheory, model.level_id).name
         rows = session.scalars(select(tables.Host).where(tables.Host.name.in_(ensemble.references.hosts)))
-        return Predictor(model.name, level, tuple(host_of(row) for row in rows), ensemble, is_of_file=False)
+        hosts = tuple(host_of(row) for row in rows)
+        distances = _image_distances(hosts, seen_supercells(session, model.id))
+        return Predictor(model.name, level, hosts, distances, ensemble, is_of_file=False)
 
 
 def file_predictor(model: ModelFile) -> Predictor:
@@ -140,7 +148,8 @@ def file_predictor(model: ModelFile) -> Predictor:
     """
     ensemble = model.ensemble()
     hosts = tuple(host for host in model.card.hosts if host.name in ensemble.references.hosts)
-    return Predictor(model.card.name, model.card.level.name, hosts, ensemble, is_of_file=True)
+    distances = _image_distances(hosts, model.card.supercells)
+    return Predictor(model.card.name, model.card.level.name, hosts, distances, ensemble, is_of_file=True)
 
 
 def choose_predictor(engine: Engine | None, name: str | None = None) -> Predictor:
@@ -305,7 +314,11 @@ def _rows(
         mean, std = score_configurations(ensemble, supercell, configurations, device=device)
         n_defects = np.array([configuration.n_defects for configuration in configurations], np.int64)
         half_width = ensemble.half_width(_WIDE, std, [supercell.host.name] * len(chosen), n_defects)
-        beyond = ensemble.novelty.reasons(supercell, configurations)
+        too_small = _near_images(supercell, predictor)
+        beyond = [
+            "; ".join(filter(None, (too_small, reason)))
+            for reason in ensemble.novelty.reasons(supercell, configurations)
+        ]
         for row, i in enumerate(chosen):
             configuration = configurations[row]
             rows[i] = [
@@ -315,3 +328,25 @@ def _rows(
                 predictor.level, *(f"{v:.6f}" for v in half_width[row]), beyond[row],
             ]  # fmt: skip
     return rows
+
+
+def _near_images(supercell: Supercell, predictor: Predictor) -> str:
+    """That images of a defect are nearer in a supercell than in any that was learnt from; empty if they are not."""
+    seen, distance = predictor.image_distances.get(supercell.host.name, 0.0), _image_distance(supercell)
+    if distance > seen - _SAME_DISTANCE:
+        return ""
+    return f"images of a defect are {distance:.1f} angstrom apart, at least {seen:.1f} were seen"
+
+
+def _image_distances(hosts: Sequence[Host], labels: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    return {
+        host.name: min(_image_distance(Supercell.parse(host, label)) for label in labels[host.name])
+        for host in hosts
+        if labels.get(host.name)
+    }
+
+
+def _image_distance(supercell: Supercell) -> float:
+    """Distance from a site to its nearest periodic image, angstrom."""
+    periodic = supercell.lattice[: 2 if supercell.host.is_layer else 3]
+    return float(np.linalg.norm(reduced_basis(periodic), axis=1).min())

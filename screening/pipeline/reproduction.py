@@ -166,6 +166,9 @@ def _card(
         level=_only_level(labelled),
         hosts=tuple(hosts[name] for name in trained.references.hosts),
         properties=trained.properties,
+        supercells={
+            name: tuple(sorted({s.label for s in labelled.supercells if s.host.name == name})) for name in hosts
+        },
         data=_shares(labelled, _measuring_rows(labelled)),
         label_ranges=_label_ranges(labelled, trained.properties),
         source=recipe.source,

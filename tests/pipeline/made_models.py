@@ -26,6 +26,7 @@ def small_model() -> ModelFile:
         level=LEVEL,
         hosts=(rows.supercells[0].host,),
         properties=rows.properties,
+        supercells={"MoS2": ("4x4",)},
         data=(DataShare("made/MoS2", 192, 48),),
         label_ranges=dict.fromkeys(rows.properties, (-1.0, 12.5)),
         source="made here",

@@ -28,6 +28,7 @@ def test_a_card_comes_back_from_json_as_it_was() -> None:
     np.testing.assert_array_equal(host.positions, original.positions)
     assert again.level.digest == card.level.digest
     assert again.metrics == card.metrics
+    assert again.supercells == {"MoS2": ("4x4",)}
     assert again.label_ranges["formation_energy"] == (-1.0, 12.5)
 
 
@@ -63,6 +64,7 @@ def test_the_text_says_data_errors_and_limits_and_leaves_empty_sections_out() ->
     assert text.startswith("# Model small\n")
     assert "| made/MoS2 | formation_energy_per_site | 48 | 12.5 | 20.0 | 83 | 70 | 94 |" in text
     assert "| made/MoS2 | 192 | 48 |" in text
+    assert "point defects in MoS2 (4x4), as none with none gives them" in text
     for line in ("Licence: none.", "- knows three defect types", "- nobody et al.", "- settings: epochs 2"):
         assert line in text
     bare = card_text(replace(card, limits=(), metrics=(), citations=()))

@@ -22,7 +22,7 @@ from screening.learning.fingerprints import fingerprints
 from screening.learning.scorer import score_configurations
 from screening.pipeline.campaigns import CampaignRequest, plan
 from screening.pipeline.evaluation import LEARNT, learnt_by
-from screening.pipeline.file_models import label_ranges
+from screening.pipeline.file_models import label_ranges, seen_supercells
 from screening.pipeline.hosts import add_configurations, add_supercell
 from screening.pipeline.model_transfer import add_model_file, export_model, learnt_from_files
 from screening.pipeline.pretrained import ModelFile, unpack_model, with_card
@@ -169,6 +169,7 @@ def test_what_was_learnt_before_the_file_was_made_is_known_of_the_results_here(s
     for identifier in (back.id, child.id):
         assert learnt_from_files(session, identifier, rows) == {trained}
         np.testing.assert_array_equal(learnt_by(session, identifier), learnt_by(session, model_id))
+        assert seen_supercells(session, identifier) == {"MoS2": ("4x4",)}
     assert learnt_from_files(session, model_id, rows) == set()
     validated = [row for row in rows if row.CalculationResult.id != trained]
     assert roles_of(session, rows, back)[trained] == "train"
@@ -182,6 +183,7 @@ def test_an_exported_model_says_what_the_database_knows_of_it(session: Session) 
     assert (card.name, card.level) == ("stored", LEVEL)
     assert [(share.name, share.n_train, share.n_validation) for share in card.data] == [("made", 1, 1)]
     assert card.label_ranges == {"formation_energy": (2.0, 3.0)}
+    assert card.supercells == {"MoS2": ("4x4",)}
     assert [(m.dataset, m.mae, m.coverage_68) for m in card.metrics] == [("made", 0.5, None)]
     assert {key: card.training[key] for key in ("seed", "training time (s)", "settings")} == {
         "seed": 7, "training time (s)": 2.5, "settings": {"epochs": 2},

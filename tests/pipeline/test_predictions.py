@@ -171,8 +171,26 @@ def test_a_supercell_that_no_training_has_seen_is_found(
     assert predict_files(predictor, [path], tmp_path / "out.csv", device="cpu").refusals == []
     (row,) = rows_of(tmp_path / "out.csv")
     assert (row["host"], row["supercell"], row["configuration"]) == ("MoS2", "5x5", "2*v_S")
+    assert row["beyond_training"] == ""
     mean, _ = score_configurations(predictor.ensemble, supercell, [configuration], device="cpu")
     assert float(row["formation_energy_mean"]) == pytest.approx(mean[0, 0], abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("supercell", "distance"),
+    [("3x5", "9.6"), ("5,0,0,4,3,0,0,0,1", "11.5"), ("4x4", ""), ("5,5,0,-5,0,0,0,0,1", "")],
+)
+def test_a_supercell_in_which_images_are_nearer_than_any_seen_is_marked(
+    predicting: tuple[Predictor, Supercell], tmp_path: Path, supercell: str, distance: str
+) -> None:
+    """Trained on 4x4; by hand, m a1 + n a2 is sqrt(m^2 - m n + n^2) times 3.1903 angstrom long."""
+    predictor, _ = predicting
+    cell = Supercell.parse(catalogue_host("MoS2"), supercell)
+    write_structure(tmp_path / "x.cif", cell, Configuration((cell.n_cells + 1,), (V_S,)))
+    predict_files(predictor, [tmp_path / "x.cif"], tmp_path / "out.csv", device="cpu")
+    (row,) = rows_of(tmp_path / "out.csv")
+    expected = f"images of a defect are {distance} angstrom apart, at least 12.8 were seen" if distance else ""
+    assert row["beyond_training"] == expected
 
 
 def test_what_the_model_knows_nothing_of_is_refused_with_the_reason(

@@ -79,6 +79,7 @@ def test_the_file_says_what_was_learnt_and_what_was_measured(labelled: LabelledF
     assert card.label_ranges["formation_energy"] == pytest.approx((min(energies), max(energies)))
     assert (card.name, card.level.name, card.licence) == ("made", "2DMD PBE", "CC BY 4.0")
     assert [host.name for host in card.hosts] == ["MoS2"]
+    assert card.supercells == {"MoS2": ("4x4",)}
     assert card.training["settings"]["epochs"] == 3
     assert set(card.training["CPU time (s)"]) == {"measured model", "shipped model"}
     assert made.with_suffix(".md").read_text() == card_text(card)
