@@ -156,7 +156,8 @@ def model_policy(
 ) -> None:
     """Let a model be retrained by itself, by the workers; without options show what is set."""
     from screening.database.models import line_by_name
-    from screening.pipeline.policies import OFF, Policy, drift_of, set_policy
+    from screening.database.policies import drift_of
+    from screening.pipeline.policies import OFF, Policy, set_policy
 
     policy = Policy(after_results, after_hours, when_drifting, rescore)
     if off and policy != OFF:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import CTE, Subquery, case, exists, func, or_, select
+from sqlalchemy import CTE, BigInteger, Subquery, case, cast, exists, func, or_, select
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session, aliased
 from sqlalchemy.sql.elements import ColumnElement
@@ -27,6 +27,8 @@ from screening.database.tables import (
 from screening.errors import InputError, UnknownNameError
 
 VERSION_MARK = "@"
+VALIDATION_SHARE = 0.15  # of the results of data sets without a split
+ROLE_MULTIPLIER = 2654435761  # 2**32 by the golden ratio: ids one after the other fall everywhere
 
 
 def version_name(line: str, version: int) -> str:
@@ -169,6 +171,12 @@ def is_usable() -> ColumnElement[bool]:
     return ~exists().where(
         QuarantinedResult.result_id == CalculationResult.id, QuarantinedResult.state.in_(("open", "rejected"))
     )
+
+
+def is_for_training() -> ColumnElement[bool]:
+    """Whether the role of a result is train (screening.pipeline.training_rows); a condition on `CalculationResult`."""
+    place = (cast(CalculationResult.id, BigInteger) * ROLE_MULTIPLIER) % 2**32
+    return func.coalesce(CalculationResult.split == "train", place >= VALIDATION_SHARE * 2**32)
 
 
 def standing_of(in_use: Subquery) -> ColumnElement[str | None]:

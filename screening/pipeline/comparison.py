@@ -107,14 +107,25 @@ def frozen_rows(
     ensembles: Sequence[Ensemble],
     trained: TrainingRows,
 ) -> NDArray[np.int64]:
-    """Rows to validate on that no version, nor what it goes back to, was trained on, and that all can predict."""
+    """Rows to validate on that no version, nor what it goes back to, was trained on, and that all can predict.
+
+    What came from a file has learnt from results that are not this database's; it carries their fingerprints.
+    """
+    from screening.learning.fingerprints import fingerprints_of_rows
+    from screening.pipeline.evaluation import carried_by
+
     learnt = set().union(*(models.learnt_results(session, version.id) for version in versions))
     rows = trained.rows
+    carried = np.concatenate([carried_by(session, version.id) for version in versions])
+    is_carried = (
+        np.isin(fingerprints_of_rows(rows), carried) if len(carried) else np.zeros(len(rows.configurations), bool)
+    )
     hosts = [rows.supercells[s].host.name for s in rows.supercell_of_row]
     chosen = [
         i
         for i in np.flatnonzero(rows.is_validation).tolist()
         if int(trained.result_ids[i]) not in learnt
+        and not is_carried[i]
         and all(knows(ensemble, hosts[i], rows.configurations[i].defect_types) for ensemble in ensembles)
     ]
     return np.array(chosen, np.int64)

@@ -15,8 +15,8 @@ from sqlalchemy.orm import Session
 
 from screening.database import campaigns, tables
 from screening.database.leases import Unit, has_claimable
+from screening.database.policies import lines_to_tend
 from screening.errors import ServiceError
-from screening.pipeline.policies import lines_to_tend
 from screening.services import without_password
 
 if TYPE_CHECKING:

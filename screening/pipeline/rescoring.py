@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from screening.database import models, tables
 from screening.database.design_query import DesignQuery
+from screening.database.policies import find_same
 from screening.errors import InputError
 from screening.pipeline import campaigns
 from screening.pipeline.campaigns import CampaignRequest
@@ -37,17 +37,3 @@ def rescore(session: Session, campaign: tables.Campaign) -> tables.Campaign:
     if found.state == "planned":
         campaigns.start(session, found)
     return found
-
-
-def find_same(session: Session, campaign: tables.Campaign, model_id: int) -> tables.Campaign | None:
-    """The campaign of another model with the search space, storage and query of this one."""
-    row = tables.Campaign
-    return session.scalar(
-        select(row)
-        .where(
-            row.search_space_id == campaign.search_space_id, row.model_id == model_id, row.storage == campaign.storage,
-            row.query.is_not_distinct_from(campaign.query),
-        )
-        .order_by(row.id.desc())
-        .limit(1)
-    )  # fmt: skip

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import BigInteger, ColumnElement, cast, delete, func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from screening.database import tables
-from screening.database.models import is_usable
+from screening.database.models import ROLE_MULTIPLIER, VALIDATION_SHARE, is_usable
 from screening.defects.defect_types import Configuration
 from screening.dft.results import PROPERTIES
 from screening.pipeline.hosts import load_supercell
@@ -26,9 +26,8 @@ from screening.pipeline.hosts import load_supercell
 if TYPE_CHECKING:
     from screening.learning.dataset import LabelledRows
 
-VALIDATION_SHARE = 0.15
 SMALLEST_GROUP = 100  # rows of a data set that weighs as much as any other
-_ROLE_MULTIPLIER, _FOLD_MULTIPLIER = 2654435761, 2246822519  # 2**32 / golden ratio, and another odd number
+_FOLD_MULTIPLIER = 2246822519  # an odd number that is not that of the roles
 ROUNDS = "rounds"  # what the results of all rounds are called together
 
 
@@ -52,14 +51,7 @@ def role_of(result: tables.CalculationResult) -> str:
     """Train or validation: the data set's own split, else a fixed share by the result's id."""
     if result.split is not None:
         return result.split
-    return "validation" if (result.id * _ROLE_MULTIPLIER % 2**32) / 2**32 < VALIDATION_SHARE else "train"
-
-
-def is_for_training() -> ColumnElement[bool]:
-    """Whether the role of a result is train; a condition on `CalculationResult` that says what `role_of` says."""
-    result = tables.CalculationResult
-    place = (cast(result.id, BigInteger) * _ROLE_MULTIPLIER) % 2**32
-    return func.coalesce(result.split == "train", place >= VALIDATION_SHARE * 2**32)
+    return "validation" if (result.id * ROLE_MULTIPLIER % 2**32) / 2**32 < VALIDATION_SHARE else "train"
 
 
 def fold_of(result_id: int) -> int:

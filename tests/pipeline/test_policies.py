@@ -9,15 +9,17 @@ from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 
 from screening.database import models, tables
+from screening.database.models import is_for_training
+from screening.database.policies import Drift, drift_of, drifts, lines_to_tend
 from screening.database.session import session_scope
 from screening.defects.defect_types import parse_defect_types
 from screening.defects.enumeration import SearchSpace
 from screening.errors import InputError
 from screening.pipeline.dispatch import claimable_kinds
 from screening.pipeline.hosts import add_supercell
-from screening.pipeline.policies import OFF, Drift, Policy, Tended, drift_of, drifts, lines_to_tend, set_policy, tend
+from screening.pipeline.policies import OFF, Policy, Tended, set_policy, tend
 from screening.pipeline.quarantine import list_quarantined
-from screening.pipeline.training_rows import is_for_training, role_of
+from screening.pipeline.training_rows import role_of
 from tests.pipeline.made_campaigns import add_finished, add_trained, train_small
 from tests.pipeline.trained_lines import bring
 from tests.synthetic_results import add_results, mos2
