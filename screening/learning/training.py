@@ -33,7 +33,7 @@ from torch import Tensor
 
 from screening.defects.defect_types import Configuration
 from screening.learning.artifacts import pack, references_from, references_to_card, references_to_tensors, unpack
-from screening.learning.calibration import Calibration, calibrate, errors_of_mean
+from screening.learning.calibration import Calibration, calibrate, errors_of_mean, spreads_of_left_out
 from screening.learning.dataset import LabelledRows
 from screening.learning.descent import Descent, Rows, choose_device, evaluate, steps_per_epoch
 from screening.learning.ensemble import Domain, Ensemble, domain_of
@@ -188,12 +188,15 @@ class _Training:
             outputs = evaluate(network, given.graphs.to(self._device)).double().cpu().numpy()
             left_out = outputs[given.fold, np.arange(len(given.fold))]  # (n, n_outputs)
             errors.append((left_out - given.targets) * self.references.scales)
-            spreads.append(outputs.std(axis=0, ddof=1) * self.references.scales)
+            spread = spreads_of_left_out(outputs, given.fold, given.rows.n_defects)
+            spreads.append(spread * self.references.scales)
             hosts.append(np.full(len(left_out), self.references.hosts.index(domain.host)))
             n_defects.append(given.rows.n_defects)
-        host_of_row, sizes, spread = np.concatenate(hosts), np.concatenate(n_defects), np.concatenate(spreads)
-        of_mean = errors_of_mean(np.concatenate(errors), spread, host_of_row, sizes, n_members=self._settings.n_members)
-        found = calibrate(of_mean, spread, host_of_row, sizes, scales=self.references.scales)
+        host_of_row, sizes, of_members = np.concatenate(hosts), np.concatenate(n_defects), np.concatenate(spreads)
+        of_mean = errors_of_mean(
+            np.concatenate(errors), of_members, host_of_row, sizes, n_members=self._settings.n_members
+        )
+        found = calibrate(of_mean, of_members, host_of_row, sizes, scales=self.references.scales)
         return found if before is None else found.completed(before.calibration, set(host_of_row.tolist()))
 
     def checkpoint(self, descent: Descent) -> bytes:

@@ -12,6 +12,7 @@ from screening.learning.calibration import (
     calibrate,
     conformal_quantile,
     errors_of_mean,
+    spreads_of_left_out,
     uniform_calibration,
 )
 
@@ -241,3 +242,39 @@ def test_a_calibration_of_some_hosts_is_completed_by_an_earlier_one() -> None:
     smaller = earlier.completed(Calibration(table, table, table), {0})
     assert smaller.floors[0, :, 0].tolist() == [0.3] * 5
     assert smaller.floors[1, :, 0].tolist() == [6, 7, 8, 9, 10]
+
+
+def cross_fitted(n: int, *, seed: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Outputs (5, n, 1) of members whose label is 0: the one that left a row out errs, the others fit it closely."""
+    rng = np.random.default_rng(seed)
+    fold = np.arange(n) % 5
+    outputs = rng.normal(0.0, 0.02, (5, n, 1))
+    outputs[fold, np.arange(n), 0] = rng.normal(0.0, 0.3, n)
+    return outputs, fold
+
+
+def test_spreads_of_left_out_rows_do_not_know_the_error() -> None:
+    """The standard deviation over all members is nearly the error by the root of five, which new rows do not tell."""
+    outputs, fold = cross_fitted(4000, seed=16)
+    sizes = np.full(4000, 3)
+    errors = np.abs(outputs[fold, np.arange(4000), 0])
+    spreads = spreads_of_left_out(outputs, fold, sizes)
+    assert np.corrcoef(outputs.std(axis=0, ddof=1)[:, 0], errors)[0, 1] > 0.95
+    assert abs(np.corrcoef(spreads[:, 0], errors)[0, 1]) < 0.05
+    np.testing.assert_allclose((spreads**2).mean(), (outputs.std(axis=0, ddof=1) ** 2).mean())
+
+
+def test_spreads_of_left_out_rows_are_as_large_as_those_of_all_members_by_number_of_defects() -> None:
+    outputs, fold = cross_fitted(400, seed=17)
+    sizes = np.repeat([2, 9], 200)
+    outputs[:, sizes == 9] *= 10.0
+    spreads = spreads_of_left_out(outputs, fold, sizes)
+    for size in (2, 9):
+        of_all = outputs[:, sizes == size].std(axis=0, ddof=1)
+        np.testing.assert_allclose((spreads[sizes == size] ** 2).mean(), (of_all**2).mean())
+
+
+def test_two_members_have_the_spread_that_they_have() -> None:
+    outputs = np.random.default_rng(18).normal(size=(2, 30, 2))
+    found = spreads_of_left_out(outputs, np.arange(30) % 2, np.full(30, 3))
+    np.testing.assert_allclose(found, outputs.std(axis=0, ddof=1))
