@@ -100,8 +100,9 @@ def bench_coverage_on_rows_never_used(print_line: PrintLine, release: Release, j
     of_subsets = []
     for number, subset in enumerate(release.subsets):
         of_subset = group == number
+        varies = np.ptp(release.rows.labels[judged.rows[of_subset]], axis=0) > 0  # no spin, no magnetisation to miss
         shares = {level: judged.coverage(level, of_subset) for level in LEVELS}
-        of_subsets.append(shares)
+        of_subsets.append({level: share[varies].mean() for level, share in shares.items()})
         for p, name in enumerate(release.rows.properties):
             print_line(
                 coverage_line(subset, int(of_subset.sum()), {level: share[p] for level, share in shares.items()})
@@ -110,10 +111,10 @@ def bench_coverage_on_rows_never_used(print_line: PrintLine, release: Release, j
             )
         for k in np.unique(n_defects[of_subset]).tolist():
             chosen = of_subset & (n_defects == k)
-            shares_of_k = {level: judged.coverage(level, chosen).mean() for level in LEVELS}
+            shares_of_k = {level: judged.coverage(level, chosen)[varies].mean() for level in LEVELS}
             print_line(coverage_line(subset, int(chosen.sum()), shares_of_k) | {"n_defects": k})
-        print_line(coverage_line(subset, int(of_subset.sum()), {level: s.mean() for level, s in shares.items()}))
-    means = {level: np.mean([shares[level].mean() for shares in of_subsets]) for level in LEVELS}
+        print_line(coverage_line(subset, int(of_subset.sum()), of_subsets[-1]))
+    means = {level: np.mean([shares[level] for shares in of_subsets]) for level in LEVELS}
     print_line(coverage_line("mean of subsets", len(group), means))
 
 
