@@ -28,6 +28,7 @@ from screening.errors import InputError
 from screening.pipeline.comparison import knows
 from screening.pipeline.diagnosis import Residuals, diagnose_batch, outliers
 from screening.pipeline.hosts import load_supercell
+from screening.pipeline.training_rows import drop_unusable
 
 if TYPE_CHECKING:
     from screening.learning.ensemble import Ensemble
@@ -81,6 +82,7 @@ def examine_for(engine: Engine, model_id: int, *, device: str) -> None:
         line = session.get_one(tables.ModelLine, version.line_id)
         n_before = _n_new(session, version)
         examine(session, line, champion, ensemble_from_bytes(champion.weights), device=device)
+        drop_unusable(session, model_id)
         n_left, judge = _n_new(session, version), champion.name
     if n_before and not n_left:
         raise InputError(

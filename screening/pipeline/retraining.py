@@ -19,6 +19,8 @@ from screening.errors import InputError, UnknownNameError
 from screening.pipeline.training_requests import NewVersion, add_version, checked_settings, labelled_rows, roles_of
 from screening.pipeline.training_rows import predictable
 
+_INHERITED = ("batch_rows", "drawn_rows", "learning_rate", "weight_decay")  # size and length are other questions
+
 
 @dataclass(frozen=True)
 class Retraining:
@@ -50,7 +52,8 @@ def submit_retraining(
 
     Args:
         line_name: name of a line or of a version of it; the only line if None.
-        settings: fields of TrainingSettings that differ from those of a training from a finished model.
+        settings: fields of TrainingSettings that differ from those of a training from a finished model; how rows are
+            learnt is as with the version in production.
 
     Raises:
         UnknownNameError: there is no such line.
@@ -62,7 +65,8 @@ def submit_retraining(
     if champion is None:
         what = f"{running.name} is {running.state}; wait" if running is not None else "train it first"
         raise InputError(f"model {line.name} has no finished version to start from: {what} (`screening train`)")
-    checked = checked_settings(settings or {}, champion.name)
+    inherited = {name: value for name, value in champion.settings.items() if name in _INHERITED}
+    checked = checked_settings({**inherited, **(settings or {})}, champion.name)
     rows = labelled_rows(session, line.level_id, hosts=line.hosts, datasets=line.datasets)
     roles = roles_of(session, rows, champion)
     kept = {row.CalculationResult.id: roles[row.CalculationResult.id] for row in predictable(rows, roles)}

@@ -20,9 +20,11 @@ from screening.pipeline import campaigns, models
 from screening.pipeline.dispatch import announce
 from screening.pipeline.hosts import add_configurations, add_supercell
 from screening.pipeline.models import TrainingRequest, submit_training
+from screening.pipeline.policies import Policy, set_policy
 from screening.pipeline.references import add_level
 from screening.services import addresses, start_workers, status, stop_workers
 from screening.settings import Settings
+from tests.pipeline.trained_lines import bring, hold_back
 from tests.synthetic_results import LEVEL, add_results, mos2, random_configurations
 from tests.workers.real_workers import (
     add_space,
@@ -263,6 +265,32 @@ def test_a_training_killed_in_the_middle_is_resumed_and_finished_once(project: S
         learnt = session.scalar(select(func.count()).where(tables.ModelTrainingResult.model_id == model_id))
         assert learnt == n_results
         assert session.scalar(select(func.count()).select_from(tables.TrainedModel)) == 1
+
+
+def test_workers_follow_the_policy_of_a_model_by_themselves(project: Settings, clean_engine: Engine) -> None:
+    """Nobody asks for the second version: new results come, beat says so, and workers train and settle it."""
+    with session_scope(clean_engine) as session:
+        add_results(session, 200)
+        hold_back(session, 8)
+        submit_training(
+            session, TrainingRequest(LEVEL, name="first", settings={**SMALL, "epochs": 60, "drawn_rows": 0})
+        )
+        set_policy(session, "first", Policy(after_results=8))
+
+    def states() -> dict[str, str]:
+        with session_scope(clean_engine) as session:
+            return dict(session.execute(select(tables.TrainedModel.name, tables.TrainedModel.state)).all())
+
+    start_workers(project, cpu=0, gpu=1)
+    wait_until(lambda: states() == {"first": "finished"}, project)
+    bring(clean_engine)
+    wait_until(lambda: states() == {"first": "finished", "first@2": "finished"}, project)
+    with session_scope(clean_engine) as session:
+        compared = session.scalars(select(tables.ModelComparison)).one()
+        assert compared.n_rows > 0
+        newest = session.scalars(select(tables.Promotion).order_by(tables.Promotion.id.desc())).first()
+        assert newest is not None
+        assert (newest.model_id == compared.challenger_id) == compared.is_promoted
 
 
 def models_progress(engine: Engine, model_id: int) -> models.TrainingProgress:
