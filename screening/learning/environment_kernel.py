@@ -255,7 +255,7 @@ def likeness(a: Described, b: Described, scale: Scale) -> Tensor:
     damping = (torch.exp(-a.near / reach) / length).float()
     for e_a, w_a, e_b, w_b in zip(a.environments, a.weights, b.environments, b.weights, strict=True):
         if len(e_a) and len(e_b):
-            total += w_a @ torch.exp(-0.5 * _squares(e_a * damping, e_b * damping)) @ w_b.T
+            total += _on_both_sides(w_a, torch.exp(-0.5 * _squares(e_a * damping, e_b * damping)), w_b)
     return total
 
 
@@ -267,8 +267,15 @@ def self_likeness(rows: Described, scale: Scale) -> Tensor:
     for environments, weights in zip(rows.environments, rows.weights, strict=True):
         if len(environments):
             scaled = environments * damping
-            total += ((weights @ torch.exp(-0.5 * _squares(scaled, scaled))) * weights).sum(dim=1)
+            alike = torch.sparse.mm(weights.to_sparse(), torch.exp(-0.5 * _squares(scaled, scaled)))
+            total += (alike * weights).sum(dim=1)
     return total
+
+
+def _on_both_sides(a: Tensor, alike: Tensor, b: Tensor) -> Tensor:
+    """``a alike b^T``; a row of a and of b has few entries that are not 0, so this costs little more than `alike`."""
+    product: Tensor = torch.sparse.mm(b.to_sparse(), torch.sparse.mm(a.to_sparse(), alike).T)
+    return product.T
 
 
 def _distinct(
