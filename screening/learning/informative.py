@@ -25,9 +25,9 @@ from scipy.linalg import solve_triangular
 from screening.defects.defect_types import Configuration
 from screening.learning.pair_columns import PairColumns
 
-LENGTH = 0.7  # of the covariance, in units of `pair_features`; half and double are worse on MoS2 low
+LENGTH = 0.7  # of the covariance, in units of `pair_features`; chosen on MoS2 low of 2DMD, not scanned
 NOISE = 1e-4  # of a variance of 1: what the covariance cannot tell apart has one label all the same
-_GROWTH = 2.0  # pairs weigh (3 angstrom / d)^2; less decay makes far pairs too important, more no difference
+_GROWTH = 2.0  # pairs weigh (3 angstrom / d)^2: far pairs interact less
 _UNIT = 3.0  # angstrom
 _SMALLEST = 1e-7
 

@@ -40,7 +40,7 @@ PROPERTIES = ("formation_energy_per_site", "homo_lumo_gap_min")
 STRATEGIES = ("informative", "random")
 SUBSETS = ("low_density_defects/MoS2", "low_density_defects/WSe2")
 FOLDS = 5  # of the network's members
-SETTINGS = TrainingSettings(drawn_rows=0, device="cpu")  # without drawn rows: half the time, nearly as good here
+SETTINGS = TrainingSettings(drawn_rows=0, device="cpu")
 IS_QUICK = os.environ.get("LEARNING_CURVE") == "quick"
 FILE = Path(os.environ.get("LEARNING_CURVE_FILE", Path(tempfile.gettempdir()) / "learning_curve.jsonl"))
 
