@@ -49,7 +49,7 @@ def train(
     all_rows: Annotated[
         bool, typer.Option("--all-rows", help="Train on every result and validate on none: for a model to give away.")
     ] = False,
-    members: Annotated[int | None, typer.Option(help="Networks of the ensemble; 4 if not given.")] = None,
+    members: Annotated[int | None, typer.Option(help="Networks of the ensemble; 5 if not given.")] = None,
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the training rows, at most; 300 if not given, 90 with --from.")
     ] = None,

@@ -107,14 +107,7 @@ def with_few_training_rows(rows: LabelledRows, n_rows: int, seed: int) -> Labell
     training = np.flatnonzero(~rows.is_validation)
     picked = np.random.default_rng(seed).choice(training, n_rows, replace=False)
     chosen = np.concatenate([picked, np.flatnonzero(rows.is_validation)])
-    return replace(
-        rows,
-        supercell_of_row=rows.supercell_of_row[chosen],
-        configurations=tuple(rows.configurations[row] for row in chosen),
-        labels=rows.labels[chosen],
-        is_validation=rows.is_validation[chosen],
-        group_of_row=rows.group_of_row[chosen],
-    )
+    return rows.chosen(chosen)
 
 
 def predictions_of(how: str, rows: LabelledRows) -> NDArray[np.float64]:

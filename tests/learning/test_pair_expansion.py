@@ -37,14 +37,7 @@ def first_rows(rows: LabelledRows, n_training: int, n_validation: int) -> Labell
     chosen = np.concatenate(
         [np.flatnonzero(~rows.is_validation)[:n_training], np.flatnonzero(rows.is_validation)[:n_validation]]
     )
-    return replace(
-        rows,
-        supercell_of_row=rows.supercell_of_row[chosen],
-        configurations=tuple(rows.configurations[row] for row in chosen),
-        labels=rows.labels[chosen],
-        is_validation=rows.is_validation[chosen],
-        group_of_row=rows.group_of_row[chosen],
-    )
+    return rows.chosen(chosen)
 
 
 def errors_on(rows: LabelledRows, expansion: PairExpansion) -> tuple[np.ndarray, np.ndarray]:
