@@ -58,7 +58,7 @@ class SubsetReport:
         known: results that were there already, and second calculations of a configuration that has one.
         refused: rows, or structures without a row, that cannot be used.
         uncalculated: structures without a row of results, kept as configurations not yet calculated.
-        held_back: results left out on purpose, those for a test among them; their configurations are kept without results.
+        held_back: results left out on purpose, those for a test too; their configurations are kept without results.
         ended: of the uncalculated, proposed calculations that are set aside as failed, since no result will come.
         seconds: from opening the subset's first file to the end of its transaction.
         refusals: (``_id``, reason) of the refused.
