@@ -65,7 +65,7 @@ def evaluate(
         typer.Option(
             "--yardsticks",
             help="Fit the pair expansion and boosted trees to those rows that the model has learnt from, and show them "
-            "beside it; about a minute for 2DMD.",
+            "beside it; some minutes for 2DMD.",
         ),
     ] = False,
     output: Annotated[
