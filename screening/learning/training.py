@@ -36,6 +36,7 @@ from screening.learning.artifacts import pack, references_from, references_to_ca
 from screening.learning.calibration import Calibration, calibrate, errors_of_mean, spreads_of_left_out
 from screening.learning.dataset import LabelledRows
 from screening.learning.descent import Descent, Rows, choose_device, evaluate, steps_per_epoch
+from screening.learning.domain_rows import DomainRows, domains_of, group_weights, prepare_rows, rows_of_domain
 from screening.learning.ensemble import Domain, Ensemble, domain_of
 from screening.learning.gnn import Architecture, SparseDefectNetwork
 from screening.learning.graph import Graphs, join_graphs, pair_table, ragged_graphs, share_kinds
@@ -44,14 +45,10 @@ from screening.learning.references import References, extend_references, fit_ref
 from screening.learning.settings import TrainingSettings
 from screening.learning.teaching import DRAWN_PER_RESULT, Drawn, draw_rows, label_drawn, shares_of_teacher
 
-SMALLEST_SPREAD = 0.02  # of the overall scale; a group of nearly equal labels must not rule the loss
 RETRAINING = 0.3  # share of the learning rate when a training starts from a finished model
 DRAWN_PASSES = 0.1  # epochs of the second phase by those of the first: there are many more rows
 N_PHASES = 2
 LEAST_SHARE = 0.1  # of a teacher in any property, for which the second phase is worth its time
-SPARSE = 3  # defects; a network of its own for up to so many
-FEWEST_SPARSE_ROWS, FEWEST_OTHER_ROWS = 1000, 30  # for which it is worth while, and needed
-OTHERS_ROWS = 1200  # that a network learns though another one serves them; by fold, which is as good as chance
 
 
 @dataclass(frozen=True)
@@ -76,29 +73,6 @@ class Progress:
 
 
 OnProgress = Callable[[Progress, Callable[[], bytes]], None]
-
-
-@dataclass(frozen=True, eq=False)
-class _DomainRows:
-    """The training rows of one domain as its network takes them.
-
-    Attributes:
-        rows: the training rows.
-        graphs: of them.
-        targets: (n, n_outputs) standardised labels, NaN where absent.
-        weights: (n,) float64, of `_group_weights`.
-        group: (n,) number of the group of each row among those of the host.
-        spreads: (n_groups, n_outputs) standard deviation of the targets in each group.
-        fold: (n,) of each row among the members.
-    """
-
-    rows: LabelledRows
-    graphs: Graphs
-    targets: NDArray[np.float64]
-    weights: NDArray[np.float64]
-    group: NDArray[np.int64]
-    spreads: NDArray[np.float64]
-    fold: NDArray[np.int64]
 
 
 def train_ensemble(
@@ -154,7 +128,7 @@ class _Training:
         self._seed = seed
         self._start_from = start_from
         self._changed = changed
-        self.domains = _domains(rows, references.hosts, start_from)
+        self.domains = domains_of(rows, references.hosts, start_from)
         self._device = choose_device(settings.device)
         self._elapsed_s = 0.0
         self._phase = 0
@@ -169,22 +143,22 @@ class _Training:
         self._started = time.monotonic() - self._elapsed_s
         self._on_progress = on_progress
         for domain in self.domains[len(self.networks) :]:
-            known, learnt = self._network_before(domain), self._rows_for(domain)
+            known, learnt = self._network_before(domain), rows_of_domain(self._rows, self.domains, domain)
             if known is not None and (learnt is None or not self._is_trained(domain)):
                 self.networks.append(known)
             else:
                 assert learnt is not None, f"no training row of {domain}"
-                self.networks.append(self._train_domain(domain, _prepare(learnt, self.references, self._settings)))
+                self.networks.append(self._train_domain(domain, prepare_rows(learnt, self.references, self._settings)))
             self._phase, self._drawn_labels = 0, None
 
     def calibration(self, before: Ensemble | None) -> Calibration:
         """From what members say of the rows they leave out; hosts without rows keep what they had before."""
         errors, spreads, hosts, n_defects = [], [], [], []
         for number, (domain, network) in enumerate(zip(self.domains, self.networks, strict=True)):
-            if (rows := self._rows_for(domain)) is None:
+            if (rows := rows_of_domain(self._rows, self.domains, domain)) is None:
                 continue
             served = [domain_of(self.domains, domain.host, n) == number for n in rows.n_defects.tolist()]
-            given = _prepare(rows.chosen(np.flatnonzero(served)), self.references, self._settings)
+            given = prepare_rows(rows.chosen(np.flatnonzero(served)), self.references, self._settings)
             outputs = evaluate(network, given.graphs.to(self._device)).double().cpu().numpy()
             left_out = outputs[given.fold, np.arange(len(given.fold))]  # (n, n_outputs)
             errors.append((left_out - given.targets) * self.references.scales)
@@ -230,7 +204,7 @@ class _Training:
         self._drawn_labels, self._taught_groups = tensors.get("drawn_labels"), card["taught_groups"]
         self._resumed = tensors, card["counters"]
 
-    def _train_domain(self, domain: Domain, given: _DomainRows) -> SparseDefectNetwork:
+    def _train_domain(self, domain: Domain, given: DomainRows) -> SparseDefectNetwork:
         """Both phases of one domain."""
         number = self.domains.index(domain)
         generator = torch.Generator().manual_seed(self._seed + number)
@@ -301,7 +275,7 @@ class _Training:
 
     def _steps(self, domain: Domain, phase: int) -> int:
         """About how many steps a phase of a domain has; 0 where it is not trained."""
-        if (rows := self._rows_for(domain)) is None or not self._is_trained(domain):
+        if (rows := rows_of_domain(self._rows, self.domains, domain)) is None or not self._is_trained(domain):
             return 0
         n_rows = len(rows.configurations)
         n_drawn = min(self._settings.drawn_rows, DRAWN_PER_RESULT * n_rows) if phase else 0
@@ -313,25 +287,6 @@ class _Training:
             return True
         number = self.domains.index(domain)
         return any(host == domain.host and domain_of(self.domains, host, n) == number for host, n in self._changed)
-
-    def _rows_for(self, domain: Domain) -> LabelledRows | None:
-        """The training rows that a domain's network learns, if there are any; the supercells of others are left out."""
-        used = [s for s, supercell in enumerate(self._rows.supercells) if supercell.host.name == domain.host]
-        is_learnt = ~self._rows.is_validation & np.isin(self._rows.supercell_of_row, used)
-        if domain.most_defects:
-            is_learnt &= self._rows.n_defects <= domain.most_defects
-        served_else = max(d.most_defects for d in self.domains if d.host == domain.host)
-        if not domain.most_defects and served_else:
-            few = np.flatnonzero(is_learnt & (self._rows.n_defects <= served_else))
-            is_learnt[few[np.argsort(self._rows.fold[few], kind="stable")[OTHERS_ROWS:]]] = False
-        if not is_learnt.any():
-            return None
-        rows = self._rows.chosen(np.flatnonzero(is_learnt))
-        return replace(
-            rows,
-            supercells=tuple(self._rows.supercells[s] for s in used),
-            supercell_of_row=np.searchsorted(used, rows.supercell_of_row),
-        )
 
     def _new_network(self, number: int) -> SparseDefectNetwork:
         """A network with the initial weights of a domain."""
@@ -352,11 +307,11 @@ class _Training:
             return None
         return deepcopy(before.networks[before.domains.index(domain)]).requires_grad_(True).to(self._device)
 
-    def _draw(self, given: _DomainRows) -> list[Drawn]:
+    def _draw(self, given: DomainRows) -> list[Drawn]:
         n_drawn = self._settings.drawn_rows
         return draw_rows(given.rows, n_drawn=n_drawn, seed=self._seed) if n_drawn else []
 
-    def _label(self, given: _DomainRows, drawn: Sequence[Drawn], network: SparseDefectNetwork) -> None:
+    def _label(self, given: DomainRows, drawn: Sequence[Drawn], network: SparseDefectNetwork) -> None:
         """Choose what is taught, and its targets (n_members, n, n_outputs): teachers mixed with what is known."""
         labels = output_labels(given.rows, self.references.outputs)
         taught, of_teacher = label_drawn(given.rows, labels, drawn, n_members=self._settings.n_members, seed=self._seed)
@@ -392,7 +347,7 @@ class _Training:
         configurations = [configuration for part in drawn for configuration in part.configurations]
         return ragged_graphs([pair_table(s) for s in supercells], owners, configurations)
 
-    def _with_drawn(self, given: _DomainRows, drawn: Sequence[Drawn]) -> Rows:
+    def _with_drawn(self, given: DomainRows, drawn: Sequence[Drawn]) -> Rows:
         """Training rows and drawn ones."""
         assert self._drawn_labels is not None
         real = self._on_device(given, left_out=False)
@@ -403,12 +358,12 @@ class _Training:
         return Rows(
             graphs.to(self._device),
             torch.cat([real.targets, self._drawn_labels.to(self._device)], dim=1),
-            torch.from_numpy(_group_weights(group)).float().to(self._device),
+            torch.from_numpy(group_weights(group)).float().to(self._device),
             torch.from_numpy(group).to(self._device),
             real.spreads,
         )
 
-    def _on_device(self, given: _DomainRows, *, left_out: bool) -> Rows:
+    def _on_device(self, given: DomainRows, *, left_out: bool) -> Rows:
         """The training rows, those that each member leaves out or those that it learns from."""
         members = np.arange(self._settings.n_members)[:, None]
         for_member = (given.fold == members) == left_out  # (n_members, n)
@@ -428,46 +383,3 @@ def drawn_epochs(settings: TrainingSettings) -> int:
 def domain_epochs(settings: TrainingSettings) -> int:
     """Epochs of both phases of a domain."""
     return settings.epochs + drawn_epochs(settings)
-
-
-def _domains(rows: LabelledRows, hosts: Sequence[str], before: Ensemble | None) -> tuple[Domain, ...]:
-    """The domains of all hosts; those of an ensemble to start from stay."""
-    host_of_row = np.array([supercell.host.name for supercell in rows.supercells])[rows.supercell_of_row]
-    domains: list[Domain] = list(before.domains) if before is not None else []
-    for host in hosts:
-        if any(domain.host == host for domain in domains):
-            continue
-        sizes = rows.n_defects[(host_of_row == host) & ~rows.is_validation]
-        n_sparse = np.count_nonzero(sizes <= SPARSE)
-        if n_sparse >= FEWEST_SPARSE_ROWS and len(sizes) - n_sparse >= FEWEST_OTHER_ROWS:
-            domains.append(Domain(host, SPARSE))
-        domains.append(Domain(host))
-    return tuple(domains)
-
-
-def _prepare(rows: LabelledRows, references: References, settings: TrainingSettings) -> _DomainRows:
-    """Training rows of one domain as graphs and standardised targets."""
-    tables = [pair_table(supercell) for supercell in rows.supercells]
-    graphs = ragged_graphs(tables, rows.supercell_of_row, rows.configurations)
-    host = rows.supercells[0].host.name
-    offsets = references.offsets([host] * len(rows.configurations), rows.configurations)
-    targets = references.standardise(output_labels(rows, references.outputs), offsets)
-    _, group = np.unique(rows.group_of_row, return_inverse=True)
-    spreads = _group_spreads(targets, group)
-    return _DomainRows(rows, graphs, targets, _group_weights(group), group, spreads, rows.fold % settings.n_members)
-
-
-def _group_spreads(targets: NDArray[np.float64], group: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(n_groups, n_outputs): standard deviation of the targets in each group."""
-    spreads = np.ones((group.max() + 1, targets.shape[1]))
-    for g, p in np.ndindex(spreads.shape):
-        known = targets[group == g, p]
-        known = known[np.isfinite(known)]
-        spreads[g, p] = max(float(known.std()) if len(known) > 1 else 1.0, SMALLEST_SPREAD)
-    return spreads
-
-
-def _group_weights(group_of_row: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(n,): chances by which groups are drawn as the roots of their sizes: small ones more often, not too often."""
-    _, place, sizes = np.unique(group_of_row, return_inverse=True, return_counts=True)
-    return np.asarray(sizes[place] ** -0.5)

@@ -159,8 +159,8 @@ def test_hosts_that_have_nothing_new_keep_their_networks(ensemble: Ensemble) -> 
 def test_many_results_of_few_defects_have_a_network_of_their_own(
     ensemble: Ensemble, rows: LabelledRows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("screening.learning.training.SPARSE", 2)
-    monkeypatch.setattr("screening.learning.training.FEWEST_SPARSE_ROWS", 100)
+    monkeypatch.setattr("screening.learning.domain_rows.SPARSE", 2)
+    monkeypatch.setattr("screening.learning.domain_rows.FEWEST_SPARSE_ROWS", 100)
     settings = replace(SMALL, epochs=3)
     trained = train_ensemble(rows, settings, seed=0, on_progress=lambda p, c: None)
     assert trained.domains == (Domain("MoS2", 2), Domain("MoS2"))
