@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from screening.defects.defect_types import Configuration
 from screening.defects.host import Supercell
 from screening.errors import InputError
+from screening.learning.fingerprints import folds_of_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,8 +25,9 @@ class LabelledRows:
         labels: (n, n_properties) float64, eV or Bohr magneton, NaN where a value is absent.
         is_validation: (n,) bool; a training never sees these rows, errors are measured on them; there may be none.
         group_of_row: (n,) int64; groups (subsets of a data set) weigh as the roots of their sizes in training.
-        fold: (n,) int64, not negative; member m of M does not learn from rows whose fold is m modulo M. A row keeps its
-            fold for ever: a model that goes on from another leaves the same rows out. Scattered by place if not given.
+        fold: (n,) int64, not negative; member m of M does not learn from rows whose fold is m modulo M. By default
+            that of the configuration, wherever the row comes from, so that a model that goes on from another leaves the
+            same configurations out.
     """
 
     supercells: tuple[Supercell, ...]
@@ -41,7 +43,7 @@ class LabelledRows:
         n_rows = len(self.configurations)
         assert self.labels.shape == (n_rows, len(self.properties))
         if not len(self.fold):
-            object.__setattr__(self, "fold", (np.arange(n_rows) * 2654435761 % 2**32) >> 16)
+            object.__setattr__(self, "fold", folds_of_rows(self))
         assert len(self.supercell_of_row) == len(self.is_validation) == len(self.group_of_row) == n_rows
         assert len(self.fold) == n_rows
         if self.is_validation.all():

@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 MEASURED, SHIPPED = PARTS = ("measured", "shipped")
 CHECKPOINT_S = 30.0
 VALIDATION_PARTS = 5  # of rows without a split every fifth measures, chosen by what it is
-_FOLDS = 2**31
 _SMALLEST_STD = 1e-4  # eV or Bohr magneton; smaller changes are none
 _PACKAGES = ("torch", "numpy", "screening")
 
@@ -274,10 +273,9 @@ def _measuring_rows(labelled: LabelledFiles) -> NDArray[np.bool_]:
 
 
 def _rows(labelled: LabelledFiles, part: str) -> LabelledRows:
-    """The rows as a training takes them; their folds follow from what they are, not from their order."""
+    """The rows as a training takes them."""
     measuring = _measuring_rows(labelled) if part == MEASURED else np.zeros(labelled.n_rows, bool)
-    fold = (fingerprints_of_rows(labelled) % _FOLDS).astype(np.int64)
-    return replace(labelled.rows(measuring), fold=fold)
+    return labelled.rows(measuring)
 
 
 def _shares(labelled: LabelledFiles, measuring: NDArray[np.bool_]) -> tuple[DataShare, ...]:

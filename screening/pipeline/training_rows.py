@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from screening.learning.dataset import LabelledRows
 
 SMALLEST_GROUP = 100  # rows of a data set that weighs as much as any other
-_FOLD_MULTIPLIER = 2246822519  # an odd number that is not that of the roles
 ROUNDS = "rounds"  # what the results of all rounds are called together
 
 
@@ -52,14 +51,6 @@ def role_of(result: tables.CalculationResult) -> str:
     if result.split is not None:
         return result.split
     return "validation" if (result.id * ROLE_MULTIPLIER % 2**32) / 2**32 < VALIDATION_SHARE else "train"
-
-
-def fold_of(result_id: int) -> int:
-    """A number from 0 to 65535 that a result keeps: members of an ensemble take turns to leave its folds out.
-
-    By another multiplier than the role, so that roles and folds have nothing to do with each other.
-    """
-    return (result_id * _FOLD_MULTIPLIER % 2**32) >> 16
 
 
 def predictable(rows: Sequence[Any], roles: Mapping[int, str]) -> list[Any]:
@@ -127,7 +118,6 @@ def load_rows(session: Session, model: tables.TrainedModel) -> TrainingRows:
         labels=labels,
         is_validation=np.array([row.role == "validation" for row in found]),
         group_of_row=groups_of([row.supercell_id for row in found], names),
-        fold=np.array([fold_of(row.CalculationResult.id) for row in found], np.int64),
     )
     result_ids = np.array([row.CalculationResult.id for row in found], np.int64)
     return TrainingRows(rows, result_ids, tuple(map(dataset_name, names)), _digest(rows, result_ids))

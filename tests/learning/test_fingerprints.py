@@ -6,7 +6,7 @@ from screening.defects.catalogue import catalogue_host
 from screening.defects.defect_types import Configuration
 from screening.defects.host import Supercell
 from screening.learning.dataset import LabelledRows
-from screening.learning.fingerprints import fingerprints, fingerprints_of_rows
+from screening.learning.fingerprints import fingerprints, fingerprints_of_rows, folds_of_rows
 
 MOS2 = Supercell.parse(catalogue_host("MoS2"), "4x4")
 PAIR = Configuration((3, 16), (42 * 128, 16 * 128 + 34))
@@ -54,6 +54,16 @@ def test_rows_of_several_supercells_keep_their_order() -> None:
     assert found[0] == fingerprints(wse2, [of_wse2])[0]
     assert found[1] == fingerprints(MOS2, [PAIR])[0]
     assert found.dtype == np.uint64
+
+
+def test_folds_never_change() -> None:
+    # members of models in use have left rows out by them; 10257097157053500128 and the other one modulo 2^31
+    rows = LabelledRows(
+        (MOS2,), np.zeros(2, np.int64), (PAIR, Configuration((16,), (16 * 128,))), ("homo",), np.zeros((2, 1)),
+        np.zeros(2, bool), np.zeros(2, np.int64),
+    )  # fmt: skip
+    assert rows.fold.tolist() == [10257097157053500128 % 2**31, 17855906439050825835 % 2**31]
+    assert folds_of_rows(rows.chosen(np.array([1]))).tolist() == rows.fold[1:].tolist()
 
 
 def test_none_have_none() -> None:
