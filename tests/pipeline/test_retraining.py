@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
@@ -11,12 +14,23 @@ from sqlalchemy.orm import Session
 from screening.database import queries, tables
 from screening.database.models import comparison_of, promotions_of, versions_of
 from screening.database.session import session_scope
+from screening.dft.dataset_2dmd import LEVEL as LEVEL_2DMD
 from screening.errors import InputError, UnknownNameError
+from screening.learning.artifacts import ensemble_to_bytes
+from screening.learning.fingerprints import fingerprints_of_rows
+from screening.learning.settings import TrainingSettings
 from screening.learning.training import train_ensemble
 from screening.pipeline import comparison, models
+from screening.pipeline.evaluation import LEARNT, evaluate_model, find_model
+from screening.pipeline.imports import import_2dmd
+from screening.pipeline.labelled_files import read_labelled
+from screening.pipeline.model_transfer import add_model_file
+from screening.pipeline.pretrained import unpack_model, with_card
 from screening.pipeline.retraining import roll_back, submit_retraining
 from screening.pipeline.training_requests import TrainingRequest, submit_training
+from tests.pipeline.made_models import small_model
 from tests.pipeline.trained_lines import FEW, N_LATER, SMALL, bring, retrain, work
+from tests.synthetic_2dmd import Row, write_subset
 from tests.synthetic_results import LEVEL, PROPERTIES, add_results
 
 
@@ -245,3 +259,37 @@ def test_of_several_lines_one_is_named(session: Session) -> None:
         submit_training(session, TrainingRequest(LEVEL, name=name))
     with pytest.raises(InputError, match="several models; name one of first, second"):
         submit_retraining(session)
+
+
+def test_what_a_parent_out_of_a_file_has_learnt_is_left_out_when_its_child_is_evaluated(
+    clean_engine: Engine, tmp_path: Path
+) -> None:
+    """The weights of the child hold no fingerprints, nor does the database hold the rows of the parent: its file does.
+
+    The parent has learnt from `released`, the child from `here`; the rows of both are in the data, and `unseen`.
+    """
+    triples = [((0, metal), (16, "v_S"), (site, "Se_S")) for metal in ("v_Mo", "W_Mo") for site in range(17, 48)]
+    rows = tuple(
+        Row(f"{part} {i}", defects, 8.0 + 0.01 * i, split="validation" if part == "unseen" else "train")
+        for n, part in enumerate(("released", "here", "unseen"))
+        for i, defects in enumerate(triples[n::3])
+    )
+    data = read_labelled(write_subset(tmp_path / "all" / "low_density_defects" / "MoS2", rows))
+    is_released = np.array([name.startswith("released") for name in data.names])
+    settings = TrainingSettings(n_members=3, width=16, n_blocks=1, epochs=2, drawn_rows=0, device="cpu")
+    of_rows = data.rows(~is_released)
+    parent = train_ensemble(of_rows, settings, seed=0, on_progress=lambda progress, checkpoint: None)
+    carried = replace(parent, extra={LEARNT: np.unique(fingerprints_of_rows(data.chosen(is_released)))})
+    card = replace(small_model().card, name="released", level=LEVEL_2DMD, properties=parent.properties)
+    of_database = tuple(row for row in rows if not row.name.startswith("released"))
+    import_2dmd(clean_engine, write_subset(tmp_path / "low_density_defects" / "MoS2", of_database))
+    with session_scope(clean_engine) as session:
+        add_model_file(session, unpack_model(with_card(ensemble_to_bytes(carried), card), "released"))
+        found = submit_retraining(session, "released", settings=FEW)
+        assert found.model_id is not None
+    work(clean_engine, found.model_id)
+    child = find_model(clean_engine, "released@2")
+    assert LEARNT not in child.ensemble.extra
+    evaluation = evaluate_model(child, data, device="cpu")
+    assert {name.split()[0] for name in evaluation.rows.names} == {"unseen"}
+    assert evaluation.n_left_out == data.n_rows - evaluation.rows.n_rows
