@@ -90,6 +90,11 @@ def ensemble_from_bytes(packed: bytes) -> Ensemble:
         raise FileFormatError(
             f"the weights are of format {card.get('format')!r}, this version reads {FORMAT!r}; train the model again"
         )
+    if "domains" not in card:  # the first files of this format had a network for each host, and did not say so
+        raise FileFormatError(
+            f"the weights are of an early kind of format {FORMAT!r} without domains, expected a list of which network "
+            "serves which host and numbers of defects; train the model again"
+        )
     architecture = Architecture(**card["architecture"])
     references = references_from(card["references"], tensors)
     calibration = Calibration(*(tensors[f"calibration.{name}"].numpy() for name in _CALIBRATION_ARRAYS))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from screening.errors import FileFormatError
-from screening.learning.artifacts import ensemble_from_bytes, ensemble_to_bytes, pack
+from screening.learning.artifacts import ensemble_from_bytes, ensemble_to_bytes, pack, unpack
 from screening.learning.dataset import LabelledRows
 from screening.learning.ensemble import Ensemble
 from screening.learning.scorer import score_configurations
@@ -50,6 +50,14 @@ def test_weights_of_an_older_network_are_refused_with_what_to_do(number: int) ->
     old = pack({"network.embed_host.weight": torch.zeros(1)}, {"format": f"screening ensemble {number}"})
     with pytest.raises(FileFormatError, match=rf"'screening ensemble {number}'.*train the model again"):
         ensemble_from_bytes(old)
+
+
+def test_weights_without_domains_are_refused_with_what_to_do(ensemble: Ensemble) -> None:
+    """Files of the same format from before networks were shared out by number of defects."""
+    tensors, card = unpack(ensemble_to_bytes(ensemble))
+    del card["domains"]
+    with pytest.raises(FileFormatError, match=r"without domains, expected a list of .*train the model again"):
+        ensemble_from_bytes(pack(tensors, card))
 
 
 def test_truncated_bytes_are_refused(ensemble: Ensemble) -> None:
