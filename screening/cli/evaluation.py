@@ -98,6 +98,8 @@ def evaluate(
     from screening.pipeline.labelled_results import GivenReferences
 
     splits = _checked_splits(split or [])
+    if yardsticks and include_learnt:
+        raise InputError("--yardsticks are fitted to the learnt rows, so leave --include-learnt out")
     project = Project()
     found_model = find_model(database_of(project, model), model)
     references = GivenReferences(host, dict(chemical_potential(text) for text in mu or ()))
@@ -105,8 +107,6 @@ def evaluate(
         labelled = read_labelled(
             data, selection=Selection(tuple(subset or ()), splits), references=references, on_progress=show
         )
-    if yardsticks and include_learnt:
-        raise InputError("--yardsticks are fitted to the learnt rows, so leave --include-learnt out")
     evaluation = evaluate_model(
         found_model, labelled, include_learnt=include_learnt, properties=tuple(properties or ()),
         device=project.settings.device,
@@ -177,13 +177,15 @@ def _fit_yardsticks(
 
 def _print_comparisons(evaluation: Evaluation, names: list[str], yardsticks: list[Yardstick]) -> None:
     """Mean absolute errors beside those of other methods."""
-    from screening.pipeline.evaluation_tables import comparison_table, worse_than_others
+    from screening.pipeline.evaluation_tables import better_methods, comparison_table, short_name
 
     for name in names:
         print()
         print_table(*comparison_table(evaluation, name, yardsticks))
-        if worse := worse_than_others(evaluation, name, yardsticks):
-            print(f"another method is better on {', '.join(worse)}")
+        for subset, methods in better_methods(evaluation, name, yardsticks).items():
+            print(f"better than this model on {short_name(subset)}: {', '.join(methods)}")
+    if not yardsticks and not evaluation.is_learnt.any():
+        print("\n--yardsticks shows simple models beside it, fitted to those rows of the data that it has learnt from")
 
 
 def _print_metrics(evaluation: Evaluation, names: list[str], *, by_defects: bool) -> None:

@@ -4,7 +4,8 @@ An evaluation is about files as often as about results of the database, and a mo
 evaluated where no database is; so evaluations are folders, by default below ``evaluations`` in the project's home:
 
 * ``evaluation.json``: model with the digest of its weights, level of theory, data with their digest, time, version,
-  what was left out, and all metrics; written last, so that a folder without it is incomplete;
+  what was left out, all metrics, the errors of the yardsticks, and which methods (yardsticks and published ones) are
+  better in which subset; written last, so that a folder without it is incomplete;
 * ``metrics.csv``: metrics by property, subset and number of defects (empty: all of them);
 * ``rows.csv``: every row with label, prediction, standard deviation and half width of the 95 % interval;
 * the plots of `evaluation_plots`.
@@ -32,6 +33,7 @@ from screening.pipeline.evaluation import (
     metrics_by_subset,
 )
 from screening.pipeline.evaluation_plots import closest_pairs, write_plots
+from screening.pipeline.evaluation_tables import better_methods
 from screening.pipeline.yardsticks import Yardstick, yardstick_errors
 
 FOLDER = "evaluations"  # in the project's home
@@ -130,6 +132,11 @@ def evaluation_to_json(
             for yardstick in yardsticks
             for name in evaluation.properties
             for subset, mae in yardstick_errors(evaluation, yardstick, name).items()
+        ],
+        "better": [
+            {"property": name, "subset": subset, "methods": list(methods)}
+            for name in evaluation.properties
+            for subset, methods in better_methods(evaluation, name, yardsticks).items()
         ],
     }
 

@@ -81,16 +81,18 @@ def comparison_table(evaluation: Evaluation, name: str, yardsticks: Sequence[Yar
     return columns, rows
 
 
-def worse_than_others(evaluation: Evaluation, name: str, yardsticks: Sequence[Yardstick] = ()) -> list[str]:
-    """Short names of the subsets in which another method has a smaller error."""
+def better_methods(
+    evaluation: Evaluation, name: str, yardsticks: Sequence[Yardstick] = ()
+) -> dict[str, tuple[str, ...]]:
+    """The methods that have a smaller error than the model, for each subset in which there are any."""
     errors = {yardstick.name: yardstick_errors(evaluation, yardstick, name) for yardstick in yardsticks}
     for method, published in PUBLISHED.get(name, {}).items():
         errors[method] = {s: error / _MILLI for s, error in zip(SUBSETS, published, strict=True)}
-    return [
-        short_name(row.subset)
+    found = {
+        row.subset: tuple(m for m, of_method in errors.items() if of_method.get(row.subset, np.inf) < row.metrics.mae)
         for row in metrics_by_subset(evaluation, name)
-        if any(of_method.get(row.subset, np.inf) < row.metrics.mae for of_method in errors.values())
-    ]
+    }
+    return {subset: methods for subset, methods in found.items() if methods}
 
 
 def metrics_table(rows: Sequence[MetricRow], *, by_defects: bool = False) -> Table:

@@ -105,6 +105,8 @@ def test_a_model_file_is_evaluated_on_rows_it_has_not_learnt_from(
     assert "without labels: 1 structure" in out
     assert "MAE of formation_energy_per_site, meV" in out
     assert "published sparse MEGNet" in out
+    assert "better than this model on MoS2 low: published sparse MEGNet" in out
+    assert out.count("--yardsticks shows simple models beside it") == 1
     (folder,) = (tmp_path / "home" / "evaluations").iterdir()
     assert f"stored: {folder}" in out
     assert {"evaluation.json", "rows.csv", "parity.png"} <= {path.name for path in folder.iterdir()}
@@ -230,3 +232,28 @@ def test_data_that_are_not_there_are_an_error(screening: Screening, model: Path,
     assert code == 1
     assert "there is no" in json.loads(out)["error"]
     assert "nothing" in err
+
+
+def test_a_yardstick_that_is_better_is_printed_and_stored(screening: Screening, tmp_path: Path) -> None:
+    """Energies are sums over the defects, which the pair expansion finds; the small model has learnt other ones."""
+    energies = {"v_S": 20.0, "Se_S": 10.0, "v_Mo": 40.0}
+    rows = [Row(f"single {name}", ((site, name),), energies[name]) for site, name in ((16, "v_S"), (20, "Se_S"))]
+    for site in range(16, 48):
+        for name in ("v_S", "Se_S"):
+            split = "validation" if site % 4 == 3 else "train"
+            rows.append(Row(f"{name} {site}", ((0, "v_Mo"), (site, name)), 40.0 + energies[name], split=split))
+    release = write_subset(tmp_path / "release" / SUBSET, tuple(rows)).parent.parent
+    labelled = read_labelled(release)
+    learnt = fingerprints_of_rows(labelled)[[split == "train" for split in labelled.splits]]
+    write_model_file(tmp_path / "model.safetensors", model_of(learnt))
+    arguments = ("--model", tmp_path / "model.safetensors", "--data", release, "--yardsticks")
+    code, out, err = screening("evaluate", *arguments, "--property", "formation_energy_per_site")
+    assert code == 0, err
+    assert "pair expansion on the same rows" in out
+    assert "boosted trees on the same rows" in out
+    assert "better than this model on MoS2 low: pair expansion, boosted trees, published sparse MEGNet" in out
+    assert "--yardsticks" not in out
+    (folder,) = (tmp_path / "home" / "evaluations").iterdir()
+    (stored,) = json.loads((folder / "evaluation.json").read_text())["better"]
+    assert (stored["property"], stored["subset"]) == ("formation_energy_per_site", SUBSET)
+    assert stored["methods"][:2] == ["pair expansion", "boosted trees"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from screening.errors import InputError
 from screening.learning.ensemble import Ensemble
 from screening.pipeline.evaluation import EvaluatedModel
 from screening.pipeline.evaluation_files import EvaluationOrigin, all_metrics, store_evaluation
+from screening.pipeline.yardsticks import Yardstick
 from tests.pipeline.made_evaluations import HIGH, LOW, MOS2, made_evaluation
 from tests.pipeline.made_models import LEVEL, small_model
 
@@ -71,6 +73,19 @@ def test_the_summary_says_what_was_evaluated_and_what_was_not(tmp_path: Path) ->
     assert len(found["metrics"]) == len(all_metrics(made_evaluation()))
     time = datetime.fromisoformat(found["evaluated_at"])
     assert abs(time - datetime.now().astimezone()) < timedelta(minutes=10)
+
+
+def test_the_summary_says_which_yardstick_is_better_in_which_subset(tmp_path: Path) -> None:
+    made = made_evaluation()  # energies 10, 20 and 30 meV too high, gaps 100 and 300 meV too low
+    rows = replace(made.rows, subsets=("mine", "yours"))
+    ruler = Yardstick("ruler", made.labels + np.array([0.03, 0.2]))
+    store_evaluation(replace(made, rows=rows), origin_of(), tmp_path, yardsticks=[ruler])
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert found["better"] == [{"property": "homo_lumo_gap_min", "subset": "yours", "methods": ["ruler"]}]
+    assert [(row["property"], row["subset"], round(row["mae"], 9)) for row in found["yardsticks"]] == [
+        ("formation_energy_per_site", "mine", 0.03), ("homo_lumo_gap_min", "mine", 0.2),
+        ("homo_lumo_gap_min", "yours", 0.2),
+    ]  # fmt: skip
 
 
 def test_every_file_that_is_named_is_there(tmp_path: Path) -> None:

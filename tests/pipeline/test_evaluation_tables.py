@@ -10,12 +10,12 @@ from screening.dft.dataset_2dmd import SUBSETS
 from screening.pipeline.evaluation import metrics_by_defects, metrics_by_subset
 from screening.pipeline.evaluation_tables import (
     PUBLISHED,
+    better_methods,
     comparison_table,
     metrics_table,
     unit_of,
-    worse_than_others,
 )
-from tests.pipeline.made_evaluations import made_evaluation
+from tests.pipeline.made_evaluations import HIGH, LOW, made_evaluation
 
 ENERGY, GAP = "formation_energy_per_site", "homo_lumo_gap_min"
 
@@ -48,7 +48,7 @@ def test_subsets_of_other_data_have_no_published_figures() -> None:
     columns, cells = comparison_table(other, GAP)
     assert columns[1:] == ["mean", "mine", "yours"]
     assert [line[0] for line in cells] == ["this model", "its standard error", "rows"]
-    assert worse_than_others(other, GAP) == []
+    assert better_methods(other, GAP) == {}
 
 
 def test_a_mean_is_left_empty_where_a_subset_was_not_published() -> None:
@@ -61,15 +61,22 @@ def test_properties_without_published_figures_have_our_rows_only() -> None:
     made = made_evaluation()
     homo = replace(made, properties=("homo", "total_mag"))
     assert len(comparison_table(homo, "homo")[1]) == 3
-    assert worse_than_others(homo, "homo") == []
+    assert better_methods(homo, "homo") == {}
     assert (unit_of("homo"), unit_of("total_mag")) == ("meV", "1e-3 Bohr magneton")
 
 
 def test_subsets_on_which_another_method_is_better_are_named() -> None:
-    assert worse_than_others(made_evaluation(), GAP) == ["MoS2 low", "MoS2 high"]
+    found = better_methods(made_evaluation(), GAP)  # 100 and 300 meV
+    assert found == {LOW: tuple(PUBLISHED[GAP]), HIGH: tuple(PUBLISHED[GAP])}
+    some = replace(made_evaluation(), means=made_evaluation().labels + 0.03)  # trees and all that is better than 30 meV
+    assert better_methods(some, GAP) == {
+        LOW: (
+            "published sparse MEGNet", "published CatBoost", "published MEGNet, all atoms", "reference trees on pairs",
+        ),
+    }  # fmt: skip
     made = made_evaluation()
     better = replace(made, means=made.labels + 0.001)  # 1 meV
-    assert worse_than_others(better, GAP) == []
+    assert better_methods(better, GAP) == {}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from screening.errors import InputError
 from screening.pipeline.evaluation import Evaluation
-from screening.pipeline.evaluation_tables import comparison_table, worse_than_others
+from screening.pipeline.evaluation_tables import better_methods, comparison_table
 from screening.pipeline.labelled_files import LabelledFiles
 from screening.pipeline.yardsticks import Yardstick, fit_yardsticks, yardstick_errors
 from tests.learning.synthetic import labelled_rows
@@ -79,5 +79,6 @@ def test_yardsticks_are_rows_of_the_table_and_may_be_better() -> None:
     _, cells = comparison_table(made, GAP, [yardstick])
     assert next(row for row in cells if row[0] == "ruler on the same rows")[1:] == ["", "50.0", ""]
     other = replace(made, rows=replace(made.rows, subsets=("mine", "yours")))
-    assert worse_than_others(other, GAP, [yardstick]) == ["mine"]
+    assert better_methods(other, GAP, [yardstick]) == {"mine": ("ruler",)}
+    assert better_methods(replace(other, means=other.labels - 0.02), GAP, [yardstick]) == {}  # 20 meV beside its 50
     assert HIGH not in yardstick_errors(made, yardstick, GAP)
