@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from screening.learning.dataset import LabelledRows
 from screening.learning.ensemble import Domain, Ensemble
 from screening.learning.graph import Graphs, pair_table, ragged_graphs
-from screening.learning.references import References, output_labels
+from screening.learning.references import ENERGY, ENERGY_PER_SITE, References, output_labels
 from screening.learning.settings import TrainingSettings
 
 SMALLEST_SPREAD = 0.02  # of the overall scale; a group of nearly equal labels must not rule the loss
 SPARSE = 3  # defects; a network of its own for up to so many
 FEWEST_SPARSE_ROWS, FEWEST_OTHER_ROWS = 1000, 30  # for which it is worth while, and needed
-OTHERS_ROWS = 1200  # that a network learns though another one serves them; by fold, which is as good as chance
+OTHER_ZERO = 3.0  # standard deviations between the means of properties that do not mean the same
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,9 @@ class DomainRows:
     Attributes:
         rows: the training rows.
         graphs: of them.
-        targets: (n, n_outputs) standardised labels, NaN where absent.
+        targets: (n, n_outputs) standardised labels in the units of the domain, NaN where absent.
+        units: (n_outputs,) standard deviation of the standardised labels of the domain: those of sparse defects vary
+            by a tenth of those of all hosts, and outputs of order one are learnt better.
         weights: (n,) float64, of `group_weights`.
         group: (n,) number of the group of each row among those of the host.
         spreads: (n_groups, n_outputs) standard deviation of the targets in each group.
@@ -37,6 +39,7 @@ class DomainRows:
     rows: LabelledRows
     graphs: Graphs
     targets: NDArray[np.float64]
+    units: NDArray[np.float64]
     weights: NDArray[np.float64]
     group: NDArray[np.int64]
     spreads: NDArray[np.float64]
@@ -64,13 +67,11 @@ def rows_of_domain(rows: LabelledRows, domains: Sequence[Domain], domain: Domain
     is_learnt = ~rows.is_validation & np.isin(rows.supercell_of_row, used)
     if domain.most_defects:
         is_learnt &= rows.n_defects <= domain.most_defects
-    served_else = max(d.most_defects for d in domains if d.host == domain.host)
-    if not domain.most_defects and served_else:
-        few = np.flatnonzero(is_learnt & (rows.n_defects <= served_else))
-        is_learnt[few[np.argsort(rows.fold[few], kind="stable")[OTHERS_ROWS:]]] = False
     if not is_learnt.any():
         return None
     learnt = rows.chosen(np.flatnonzero(is_learnt))
+    if served_else := defects_served_else(domains, domain):
+        learnt = replace(learnt, labels=_comparable_labels(learnt, learnt.n_defects <= served_else))
     return replace(
         learnt,
         supercells=tuple(rows.supercells[s] for s in used),
@@ -78,29 +79,70 @@ def rows_of_domain(rows: LabelledRows, domains: Sequence[Domain], domain: Domain
     )
 
 
-def prepare_rows(rows: LabelledRows, references: References, settings: TrainingSettings) -> DomainRows:
-    """Training rows of one domain as graphs and standardised targets."""
+def defects_served_else(domains: Sequence[Domain], domain: Domain) -> int:
+    """Configurations of up to so many defects, which a domain's network learns, are served by another one; 0 if not."""
+    return 0 if domain.most_defects else max(d.most_defects for d in domains if d.host == domain.host)
+
+
+def _comparable_labels(rows: LabelledRows, is_served_else: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """(n, n_properties) labels; those of rows that another network serves are NaN where they have another zero.
+
+    Orbital energies of sparse and dense sets of 2DMD are counted from zeros 1.3 eV apart.
+    """
+    labels = rows.labels.copy()
+    for p, name in enumerate(rows.properties):
+        here, there = (labels[which & np.isfinite(labels[:, p]), p] for which in (~is_served_else, is_served_else))
+        if name in (ENERGY, ENERGY_PER_SITE) or not len(here) or not len(there):
+            continue
+        if abs(here.mean() - there.mean()) > OTHER_ZERO * max(here.std(), there.std()):
+            labels[is_served_else, p] = np.nan
+    return labels
+
+
+def prepare_rows(
+    rows: LabelledRows, references: References, settings: TrainingSettings, *, served_else: int = 0
+) -> DomainRows:
+    """Training rows of one domain as graphs and standardised targets.
+
+    Args:
+        served_else: of `defects_served_else`.
+    """
     tables = [pair_table(supercell) for supercell in rows.supercells]
     graphs = ragged_graphs(tables, rows.supercell_of_row, rows.configurations)
     host = rows.supercells[0].host.name
     offsets = references.offsets([host] * len(rows.configurations), rows.configurations)
     targets = references.standardise(output_labels(rows, references.outputs), offsets)
+    units = np.array([spread_of(column) for column in targets.T])
+    targets = targets / units
     _, group = np.unique(rows.group_of_row, return_inverse=True)
     spreads = _group_spreads(targets, group)
-    return DomainRows(rows, graphs, targets, group_weights(group), group, spreads, rows.fold % settings.n_members)
+    weights = group_weights(group, is_served_else=rows.n_defects <= served_else)
+    fold = rows.fold % settings.n_members
+    return DomainRows(rows, graphs, targets, units, weights, group, spreads, fold)
 
 
 def _group_spreads(targets: NDArray[np.float64], group: NDArray[np.int64]) -> NDArray[np.float64]:
     """(n_groups, n_outputs): standard deviation of the targets in each group."""
     spreads = np.ones((group.max() + 1, targets.shape[1]))
     for g, p in np.ndindex(spreads.shape):
-        known = targets[group == g, p]
-        known = known[np.isfinite(known)]
-        spreads[g, p] = max(float(known.std()) if len(known) > 1 else 1.0, SMALLEST_SPREAD)
+        spreads[g, p] = spread_of(targets[group == g, p])
     return spreads
 
 
-def group_weights(group_of_row: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(n,): chances by which groups are drawn as the roots of their sizes: small ones more often, not too often."""
+def spread_of(targets: NDArray[np.float64]) -> float:
+    """Standard deviation of the targets that are known, not too small; 1 for one alone."""
+    known = targets[np.isfinite(targets)]
+    return max(float(known.std()) if len(known) > 1 else 1.0, SMALLEST_SPREAD)
+
+
+def group_weights(group_of_row: NDArray[np.int64], *, is_served_else: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """(n,): chances by which groups are drawn as the roots of their sizes: small ones more often, not too often.
+
+    Rows that another network serves are drawn as often as all the others together.
+    """
     _, place, sizes = np.unique(group_of_row, return_inverse=True, return_counts=True)
-    return np.asarray(sizes[place] ** -0.5)
+    weights = sizes[place] ** -0.5
+    if is_served_else.any() and not is_served_else.all():
+        for part in (is_served_else, ~is_served_else):
+            weights[part] /= weights[part].sum()
+    return np.asarray(weights)

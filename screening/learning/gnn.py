@@ -210,6 +210,15 @@ class SparseDefectNetwork(nn.Module):
         ):  # little work, and energies are small differences
             return self._read([s.float() for s in layers], graphs) + pairs / graphs.n_defects[:, None]
 
+    @torch.no_grad()
+    def scale_outputs(self, factors: Tensor) -> None:
+        """Multiply all that it will ever say by factors (o,); they go into the weights, so that speed is the same."""
+        for layer, of_layer in (
+            (self.pair_outputs, factors), (self.node_energy, factors[:1]), (self.read_out, factors[1:]),
+        ):  # fmt: skip
+            layer.weight.mul_(of_layer)
+            layer.bias.mul_(of_layer)
+
     def _read(self, layers: list[Tensor], graphs: Graphs) -> Tensor:
         """(m, G, o): outputs of the nodes."""
         total = sum_at(torch.cat(layers, dim=2), graphs.node_graph, graphs.n_graphs)  # (m, G, n_blocks w)

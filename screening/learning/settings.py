@@ -25,11 +25,11 @@ class TrainingSettings:
     n_members: int = 5
     width: int = 32
     n_blocks: int = 2
-    epochs: int = 300
+    epochs: int = 150
     patience: int = 0
     batch_rows: int = 128
     drawn_rows: int = 8000
-    learning_rate: float = 2e-3
+    learning_rate: float = 8e-3
     weight_decay: float = 1e-3
     max_minutes: float = 0.0
     device: str = "auto"

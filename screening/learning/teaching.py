@@ -18,11 +18,20 @@ from numpy.typing import NDArray
 from screening.defects.defect_types import Configuration, atomic_number
 from screening.defects.host import Supercell
 from screening.learning.dataset import LabelledRows
-from screening.learning.environment_kernel import FEWEST_ROWS, MOST_ROWS, fit_environment_kernels, predict_all
+from screening.learning.environment_kernel import (
+    FEWEST_ROWS,
+    MOST_ROWS,
+    Lesson,
+    fit_environment_kernels,
+    predict_all,
+)
 from screening.learning.graph import pair_table
 from screening.learning.pair_columns import pair_columns
+from screening.learning.references import output_labels
+from screening.learning.relatives import rows_of_relatives
 
 DRAWN_PER_RESULT = 20
+MOST_FOREIGN = 400  # results of relatives
 _ALIKE = 1e-2  # features of pairs; cells of one host whose heights differ have the same pairs
 
 
@@ -64,21 +73,29 @@ def draw_rows(rows: LabelledRows, *, n_drawn: int, seed: int) -> list[Drawn]:
 
 
 def label_drawn(
-    rows: LabelledRows, labels: NDArray[np.float64], drawn: Sequence[Drawn], *, n_members: int, seed: int
+    rows: LabelledRows,
+    outputs: Sequence[str],
+    drawn: Sequence[Drawn],
+    *,
+    n_members: int,
+    others: LabelledRows,
+    seed: int,
 ) -> tuple[list[NDArray[np.float64]], NDArray[np.float64]]:
     """What the teacher of each member says.
 
     Args:
         rows: as for `draw_rows`, like the seed.
-        labels: (n, n_properties) of the rows, NaN where unknown; the energy per defect.
+        outputs: what to label; the energy per defect.
         drawn: what that has drawn.
+        others: rows of all hosts; those of a relative teach too.
 
     Returns:
-        For each part of the drawn configurations (n_members, n_configurations, n_properties); and (n, n_properties)
+        For each part of the drawn configurations (n_members, n_configurations, n_outputs); and (n, n_outputs)
         of the training rows by a teacher that has not learnt from them; NaN where there is none, or it was not asked.
     """
     rng = np.random.default_rng(seed)
     taught: dict[int, NDArray[np.float64]] = {}
+    labels = output_labels(rows, outputs)
     left_out = np.full(labels.shape, np.nan)
     for lattice, chosen in _taught_lattices(rows):
         parts = [number for number, part in enumerate(drawn) if part.supercell == rows.supercells[lattice[0]]]
@@ -88,7 +105,13 @@ def label_drawn(
         configurations = [rows.configurations[row] for row in learnt]
         codes = sorted({code for row in chosen for code in rows.configurations[row].defect_types})
         fold, columns = rows.fold[learnt] % n_members, pair_columns(rows.supercells[lattice[0]], codes)
-        kernels = fit_environment_kernels(columns, configurations, labels[learnt], fold, n_members=n_members)
+        is_like = np.isin(rows.group_of_row[learnt], [drawn[number].group for number in parts])
+        lesson = Lesson(configurations, labels[learnt], fold, is_like)
+        if (
+            foreign := _rows_of_relatives(others, rows.supercells[lattice[0]], rows.n_defects[learnt][is_like])
+        ) is not None:
+            lesson = _with_foreign(lesson, foreign, output_labels(foreign, outputs))
+        kernels = fit_environment_kernels(columns, lesson, n_members=n_members)
         if any(kernel is not None for kernel in kernels):
             left_out[learnt] = predict_all(columns, kernels, configurations)[fold, np.arange(len(learnt))]
         for number in parts:
@@ -96,23 +119,58 @@ def label_drawn(
     return [taught[number] for number in range(len(drawn))], left_out
 
 
+def _rows_of_relatives(others: LabelledRows, supercell: Supercell, n_defects: NDArray[np.int64]) -> LabelledRows | None:
+    """Results of relatives with numbers of defects that occur here, few enough for a regression."""
+    found = rows_of_relatives(others, supercell)
+    if found is None:
+        return None
+    alike = np.flatnonzero(np.isin(found.n_defects, n_defects))
+    alike = alike[np.argsort(found.fold[alike], kind="stable")[:MOST_FOREIGN]]
+    return found.chosen(np.sort(alike)) if len(alike) >= FEWEST_ROWS else None
+
+
+def _with_foreign(lesson: Lesson, foreign: LabelledRows, labels: NDArray[np.float64]) -> Lesson:
+    n_foreign = len(foreign.configurations)
+    return Lesson(
+        [*lesson.configurations, *foreign.configurations],
+        np.concatenate([lesson.labels, labels]),
+        np.concatenate([lesson.folds, np.zeros(n_foreign, np.int64)]),
+        np.concatenate([lesson.is_like, np.ones(n_foreign, np.bool_)]),
+        n_foreign,
+    )
+
+
 def shares_of_teacher(
-    labels: NDArray[np.float64], of_network: NDArray[np.float64], of_teacher: NDArray[np.float64]
+    labels: NDArray[np.float64],
+    of_network: NDArray[np.float64],
+    of_teacher: NDArray[np.float64],
+    *,
+    variances: tuple[NDArray[np.float64], NDArray[np.float64]],
 ) -> NDArray[np.float64]:
     """(n_properties,) from 0 to 1: the share of a teacher in the mixture with a network that errs least.
 
-    Least squares on rows that neither has learnt from (stacking: Breiman, Machine Learning 24, 49 (1996)); 0 where
-    they cannot be compared.
+    Least squares on rows that neither has learnt from (stacking: Breiman, Machine Learning 24, 49 (1996)), less what
+    the mean over members is without: a row is left out by one member of each only, and networks differ more than
+    teachers do. 0 where they cannot be compared.
 
     Args:
         labels: (n, n_properties), like the other two; NaN where unknown.
+        variances: (n_properties,) of the network and of the teacher, by which one member differs from their mean.
     """
     known = np.isfinite(labels) & np.isfinite(of_network) & np.isfinite(of_teacher)
+    of_both = known.sum(axis=0) * np.nan_to_num(np.stack(variances))
     apart = np.where(known, of_teacher - of_network, 0.0)
     missing = np.where(known, labels - of_network, 0.0)
-    square = (apart**2).sum(axis=0)
-    shares: NDArray[np.float64] = np.clip((apart * missing).sum(axis=0) / np.where(square > 0, square, 1.0), 0.0, 1.0)
+    square = (apart**2).sum(axis=0) - of_both.sum(axis=0)
+    covariance = (apart * missing).sum(axis=0) - of_both[0]
+    shares: NDArray[np.float64] = np.clip(covariance / np.where(square > 0, square, np.inf), 0.0, 1.0)
     return shares
+
+
+def variance_of_member(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n_properties,) mean squared difference of a member and the mean of all; values: (n_members, n, n_properties)."""
+    n_members = len(values)
+    return np.asarray(values.var(axis=0, ddof=1).mean(axis=0) * (1.0 - 1.0 / n_members))
 
 
 def _taught_lattices(rows: LabelledRows) -> list[tuple[list[int], NDArray[np.int64]]]:

@@ -3,7 +3,8 @@
 Hosts do not share weights: trained together they took six times as long, and were worse on every subset of 2DMD. A
 host with many results of up to three defects has a network for these, which learns nothing else: with 300 rows of up to
 24 defects beside them the errors of 3,600 rows of three were 3.1 meV per site and 9.0 meV of the gap, without 1.8 and
-4.1. Two phases make a network:
+4.1. It is where
+the network for more defects begins, which goes on learning both. Two phases make a network:
 
 1. The results alone. Rows are drawn so that groups weigh as the roots of their sizes; a step of AdamW on a Huber-like
    loss of the errors in units of their group's spread moves the weights, and averaged weights follow. The
@@ -36,17 +37,32 @@ from screening.learning.artifacts import pack, references_from, references_to_ca
 from screening.learning.calibration import Calibration, calibrate, errors_of_mean, spreads_of_left_out
 from screening.learning.dataset import LabelledRows
 from screening.learning.descent import Descent, Rows, choose_device, evaluate, steps_per_epoch
-from screening.learning.domain_rows import DomainRows, domains_of, group_weights, prepare_rows, rows_of_domain
+from screening.learning.domain_rows import (
+    DomainRows,
+    defects_served_else,
+    domains_of,
+    group_weights,
+    prepare_rows,
+    rows_of_domain,
+)
 from screening.learning.ensemble import Domain, Ensemble, domain_of
 from screening.learning.gnn import Architecture, SparseDefectNetwork
 from screening.learning.graph import Graphs, join_graphs, pair_table, ragged_graphs, share_kinds
 from screening.learning.novelty import learn_novelty
-from screening.learning.references import References, extend_references, fit_references, output_labels
+from screening.learning.references import References, extend_references, fit_references
 from screening.learning.settings import TrainingSettings
-from screening.learning.teaching import DRAWN_PER_RESULT, Drawn, draw_rows, label_drawn, shares_of_teacher
+from screening.learning.teaching import (
+    DRAWN_PER_RESULT,
+    Drawn,
+    draw_rows,
+    label_drawn,
+    shares_of_teacher,
+    variance_of_member,
+)
 
 RETRAINING = 0.3  # share of the learning rate when a training starts from a finished model
 DRAWN_PASSES = 0.1  # epochs of the second phase by those of the first: there are many more rows
+AFTER_FEWER = 0.4  # epochs of the first phase where it begins with the network for fewer defects
 N_PHASES = 2
 LEAST_SHARE = 0.1  # of a teacher in any property, for which the second phase is worth its time
 
@@ -148,7 +164,9 @@ class _Training:
                 self.networks.append(known)
             else:
                 assert learnt is not None, f"no training row of {domain}"
-                self.networks.append(self._train_domain(domain, prepare_rows(learnt, self.references, self._settings)))
+                served_else = defects_served_else(self.domains, domain)
+                given = prepare_rows(learnt, self.references, self._settings, served_else=served_else)
+                self.networks.append(self._train_domain(domain, given))
             self._phase, self._drawn_labels = 0, None
 
     def calibration(self, before: Ensemble | None) -> Calibration:
@@ -161,7 +179,7 @@ class _Training:
             given = prepare_rows(rows.chosen(np.flatnonzero(served)), self.references, self._settings)
             outputs = evaluate(network, given.graphs.to(self._device)).double().cpu().numpy()
             left_out = outputs[given.fold, np.arange(len(given.fold))]  # (n, n_outputs)
-            errors.append((left_out - given.targets) * self.references.scales)
+            errors.append((left_out - given.targets * given.units) * self.references.scales)
             spread = spreads_of_left_out(outputs, given.fold, given.rows.n_defects)
             spreads.append(spread * self.references.scales)
             hosts.append(np.full(len(left_out), self.references.hosts.index(domain.host)))
@@ -209,31 +227,39 @@ class _Training:
         number = self.domains.index(domain)
         generator = torch.Generator().manual_seed(self._seed + number)
         left_out = self._on_device(given, left_out=True)
-        network = self._network_before(domain) or self._new_network(number)
+        units = torch.from_numpy(given.units).float().to(self._device)
+        network = self._network_before(domain) or self._network_of_fewer(domain)
+        if network is None:
+            network = self._new_network(number)  # its outputs are of order one as they are
+        else:
+            network.scale_outputs(1.0 / units)
         if self._phase == 0:
             descent = Descent(network, self._settings, generator)
             if self._start_from is not None:  # what it starts from is the first to be kept
                 descent.keep_best(evaluate(descent.averaged, left_out.graphs), left_out)
             learnt = self._on_device(given, left_out=False)
-            self._descend(descent, domain, learnt, left_out, epochs=self._settings.epochs)
+            self._descend(descent, domain, given, learnt, left_out)
             network, self._phase = descent.best, 1
         drawn = self._draw(given)
         if drawn and self._drawn_labels is None:
             self._label(given, drawn, network)
         drawn = [part for part in drawn if part.group in self._taught_groups]
         if not drawn:
+            network.scale_outputs(units)
             return network
         descent = Descent(network.requires_grad_(True), self._settings, generator)
         descent.keep_best(evaluate(descent.averaged, left_out.graphs), left_out)
-        mixed = self._with_drawn(given, drawn)
-        self._descend(descent, domain, mixed, left_out, epochs=drawn_epochs(self._settings))
+        mixed = self._with_drawn(domain, given, drawn)
+        self._descend(descent, domain, given, mixed, left_out)
+        descent.best.scale_outputs(units)
         return descent.best
 
-    def _descend(self, descent: Descent, domain: Domain, learnt: Rows, left_out: Rows, *, epochs: int) -> None:
+    def _descend(self, descent: Descent, domain: Domain, given: DomainRows, learnt: Rows, left_out: Rows) -> None:
         """One phase: to its last epoch, the end of its share of the time, or when nothing improves."""
         if self._resumed is not None:
             descent.restore(*self._resumed)
             self._resumed = None
+        epochs = self._epochs(domain, self._phase)
         n_steps = epochs * steps_per_epoch(len(learnt.weights), self._settings)
         patience = self._settings.patience or max(10, epochs // 3)
         began_s, limit_s = self._now(), self._time_for_phase(domain)
@@ -242,11 +268,12 @@ class _Training:
             outputs = evaluate(descent.averaged, left_out.graphs)
             descent.keep_best(outputs, left_out)
             self._elapsed_s = self._now()
-            errors = (outputs - left_out.targets).abs().nanmean(dim=(0, 1)).cpu().numpy() * self.references.scales
-            before = domain_epochs(self._settings) * len(self.networks) + self._settings.epochs * self._phase
+            errors = (outputs - left_out.targets).abs().nanmean(dim=(0, 1)).cpu().numpy()
+            errors = errors * given.units * self.references.scales
+            before = self._epochs_of(self.domains[: len(self.networks)]) + self._phase * self._epochs(domain, 0)
             progress = Progress(
                 before + descent.epoch,
-                domain_epochs(self._settings) * len(self.domains),
+                self._epochs_of(self.domains),
                 self._settings.n_members,
                 loss,
                 {n: float(e) for n, e in zip(self.references.outputs, errors, strict=True) if np.isfinite(e)},
@@ -279,8 +306,17 @@ class _Training:
             return 0
         n_rows = len(rows.configurations)
         n_drawn = min(self._settings.drawn_rows, DRAWN_PER_RESULT * n_rows) if phase else 0
-        epochs = drawn_epochs(self._settings) if phase else self._settings.epochs
-        return epochs * steps_per_epoch(n_rows + n_drawn, self._settings)
+        return self._epochs(domain, phase) * steps_per_epoch(n_rows + n_drawn, self._settings)
+
+    def _epochs(self, domain: Domain, phase: int) -> int:
+        """Epochs of a phase of a domain, at most."""
+        share = DRAWN_PASSES if phase else 1.0
+        if not phase and self._network_before(domain) is None and defects_served_else(self.domains, domain):
+            share = AFTER_FEWER
+        return max(1, round(share * self._settings.epochs))
+
+    def _epochs_of(self, domains: Sequence[Domain]) -> int:
+        return sum(self._epochs(domain, phase) for domain in domains for phase in range(N_PHASES))
 
     def _is_trained(self, domain: Domain) -> bool:
         if self._network_before(domain) is None or self._changed is None:
@@ -307,27 +343,37 @@ class _Training:
             return None
         return deepcopy(before.networks[before.domains.index(domain)]).requires_grad_(True).to(self._device)
 
+    def _network_of_fewer(self, domain: Domain) -> SparseDefectNetwork | None:
+        """A copy of the finished network for fewer defects in the same host: it knows what pairs do."""
+        for other, network in zip(self.domains, self.networks, strict=False):
+            if other.host == domain.host and other.most_defects:
+                return deepcopy(network).requires_grad_(True)
+        return None
+
     def _draw(self, given: DomainRows) -> list[Drawn]:
         n_drawn = self._settings.drawn_rows
         return draw_rows(given.rows, n_drawn=n_drawn, seed=self._seed) if n_drawn else []
 
     def _label(self, given: DomainRows, drawn: Sequence[Drawn], network: SparseDefectNetwork) -> None:
         """Choose what is taught, and its targets (n_members, n, n_outputs): teachers mixed with what is known."""
-        labels = output_labels(given.rows, self.references.outputs)
-        taught, of_teacher = label_drawn(given.rows, labels, drawn, n_members=self._settings.n_members, seed=self._seed)
+        taught, of_teacher = label_drawn(
+            given.rows, self.references.outputs, drawn, n_members=self._settings.n_members, others=self._rows,
+            seed=self._seed,
+        )  # fmt: skip
         host = given.rows.supercells[0].host.name
-        of_teacher = self._standardise(of_teacher, host, given.rows.configurations)
+        of_teacher = self._standardise(of_teacher, host, given.rows.configurations) / given.units
         known = evaluate(network, given.graphs.to(self._device)).cpu().double().numpy()
         of_network = known[given.fold, np.arange(len(given.fold))]
         targets: list[Tensor] = []
         self._taught_groups = []
         for part, of_part in zip(drawn, taught, strict=True):
             like = given.rows.group_of_row == part.group
-            shares = shares_of_teacher(given.targets[like], of_network[like], of_teacher[like])
+            outputs = evaluate(network, self._graphs_of([part]).to(self._device)).cpu().double().numpy()
+            by_teacher = self._standardise(of_part, host, part.configurations) / given.units
+            variances = variance_of_member(outputs), variance_of_member(by_teacher)
+            shares = shares_of_teacher(given.targets[like], of_network[like], of_teacher[like], variances=variances)
             if shares.max() < LEAST_SHARE:
                 continue
-            outputs = evaluate(network, self._graphs_of([part]).to(self._device)).cpu().double().numpy()
-            by_teacher = self._standardise(of_part, host, part.configurations)
             mixed = np.where(shares > 0, outputs + shares * (by_teacher - outputs), outputs)
             targets.append(torch.from_numpy(mixed).float())
             self._taught_groups.append(part.group)
@@ -347,7 +393,7 @@ class _Training:
         configurations = [configuration for part in drawn for configuration in part.configurations]
         return ragged_graphs([pair_table(s) for s in supercells], owners, configurations)
 
-    def _with_drawn(self, given: DomainRows, drawn: Sequence[Drawn]) -> Rows:
+    def _with_drawn(self, domain: Domain, given: DomainRows, drawn: Sequence[Drawn]) -> Rows:
         """Training rows and drawn ones."""
         assert self._drawn_labels is not None
         real = self._on_device(given, left_out=False)
@@ -355,10 +401,12 @@ class _Training:
         sizes = [len(part.configurations) for part in drawn]
         group = np.concatenate([given.group, np.repeat([numbers[part.group] for part in drawn], sizes)])
         graphs = share_kinds(join_graphs([given.graphs, self._graphs_of(drawn)]))
+        served_else = defects_served_else(self.domains, domain)
+        weights = group_weights(group, is_served_else=graphs.n_defects.numpy() <= served_else)
         return Rows(
             graphs.to(self._device),
             torch.cat([real.targets, self._drawn_labels.to(self._device)], dim=1),
-            torch.from_numpy(group_weights(group)).float().to(self._device),
+            torch.from_numpy(weights).float().to(self._device),
             torch.from_numpy(group).to(self._device),
             real.spreads,
         )
@@ -373,13 +421,3 @@ class _Training:
         )
         group = torch.from_numpy(given.group).to(self._device)
         return Rows(given.graphs.to(self._device), targets, weights, group, spreads)
-
-
-def drawn_epochs(settings: TrainingSettings) -> int:
-    """Epochs of the second phase."""
-    return max(1, round(DRAWN_PASSES * settings.epochs))
-
-
-def domain_epochs(settings: TrainingSettings) -> int:
-    """Epochs of both phases of a domain."""
-    return settings.epochs + drawn_epochs(settings)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from screening.defects.catalogue import catalogue_host
 from screening.defects.defect_types import Configuration
 from screening.defects.host import Supercell
 from screening.defects.symmetry import find_symmetry
+from screening.learning import environment_kernel
 from screening.learning.environment_kernel import (
+    Lesson,
     describe,
     fit_environment_kernels,
     likeness,
@@ -28,6 +33,12 @@ V_S, SE_S, V_MO = 16 * 128, 16 * 128 + 34, 42 * 128
 @pytest.fixture(scope="module")
 def columns() -> PairColumns:
     return pair_columns(Supercell.parse(catalogue_host("MoS2"), "4x4"), [V_S, SE_S, V_MO])
+
+
+def lesson(
+    configurations: Sequence[Configuration], labels: NDArray[np.float64], folds: NDArray[np.int64], n_foreign: int = 0
+) -> Lesson:
+    return Lesson(configurations, labels, folds, np.ones(len(labels), np.bool_), n_foreign)
 
 
 def environment(
@@ -66,7 +77,7 @@ def test_a_smooth_answer_is_learnt_and_left_out_rows_are_not_known() -> None:
     columns = pair_columns(rows.supercells[0], sorted({c for x in rows.configurations for c in x.defect_types}))
     folds = np.arange(200) % 3
     labels = np.stack([energies[:200], rows.labels[:200, 2], np.where(folds == 0, np.nan, energies[:200])], axis=1)
-    fitted = fit_environment_kernels(columns, rows.configurations[:200], labels, folds, n_members=3)
+    fitted = fit_environment_kernels(columns, lesson(rows.configurations[:200], labels, folds), n_members=3)
     predicted = predict_all(columns, fitted, rows.configurations)  # (3, 240, 3)
     assert np.isfinite(predicted).all()
     incomplete, predicted = predicted[1:, :, 2], predicted[:, :, 0]
@@ -86,7 +97,7 @@ def test_equivalent_configurations_have_one_energy() -> None:
     columns = pair_columns(rows.supercells[0], sorted({c for x in rows.configurations for c in x.defect_types}))
     labels = rows.labels[:, 1:2]
     folds = np.zeros(120, np.int64)
-    fitted = fit_environment_kernels(columns, rows.configurations, labels, folds, n_members=2)
+    fitted = fit_environment_kernels(columns, lesson(rows.configurations, labels, folds), n_members=2)
     sites, codes = (2, 17, 25, 40), (V_MO, V_S, SE_S, V_S)
     images = []
     for permutation in find_symmetry(rows.supercells[0]).permutations[::7]:
@@ -102,7 +113,7 @@ def test_rows_that_are_equal_do_not_break_the_fit() -> None:
     columns = pair_columns(rows.supercells[0], sorted({c for x in rows.configurations for c in x.defect_types}))
     twice = rows.configurations + rows.configurations
     labels = np.concatenate([rows.labels[:, 1:2], rows.labels[:, 1:2]])
-    fitted = fit_environment_kernels(columns, twice, labels, np.arange(120) % 4, n_members=4)
+    fitted = fit_environment_kernels(columns, lesson(twice, labels, np.arange(120) % 4), n_members=4)
     assert np.isfinite(predict_all(columns, fitted, rows.configurations)).all()
 
 
@@ -110,6 +121,40 @@ def test_what_never_varies_or_is_hardly_known_is_not_learnt() -> None:
     rows = labelled_rows(60)
     columns = pair_columns(rows.supercells[0], sorted({c for x in rows.configurations for c in x.defect_types}))
     labels = np.full((60, 2), 1.25)
-    labels[:, 1] = np.where(np.arange(60) < 20, np.arange(60), np.nan)
-    fitted = fit_environment_kernels(columns, rows.configurations, labels, np.arange(60) % 3, n_members=3)
+    labels[:, 1] = np.where(np.arange(60) < 8, np.arange(60), np.nan)
+    fitted = fit_environment_kernels(columns, lesson(rows.configurations, labels, np.arange(60) % 3), n_members=3)
     assert fitted == [None, None]
+
+
+def test_a_relative_teaches_what_few_results_cannot() -> None:
+    """Results of the same interactions in other units help; results of pure noise do no harm."""
+    rows = labelled_rows(400)
+    columns = pair_columns(rows.supercells[0], sorted({c for x in rows.configurations for c in x.defect_types}))
+    energies = rows.labels[:, 1:2]
+    noise = np.random.default_rng(0).normal(size=energies.shape)
+    n_own, folds = 25, np.append(np.full(25, 1), np.zeros(175, np.int64))  # of a member that leaves nothing out
+    errors = []
+    for labels, n_rows in ((energies, n_own), (energies, 200), (noise, 200)):
+        given = np.concatenate([energies[:n_own], 3.0 * labels[n_own:n_rows] + 40.0])
+        taught = lesson(rows.configurations[:n_rows], given, folds[:n_rows], n_rows - n_own)
+        (kernel,) = fit_environment_kernels(columns, taught, n_members=1)
+        errors.append(np.abs(predict_all(columns, [kernel], rows.configurations[200:])[0] - energies[200:]).mean())
+    alone, with_relative, with_noise = errors
+    assert with_relative < 0.5 * alone
+    assert with_noise < 1.3 * alone
+
+
+def test_rows_that_others_contradict_teach_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every tenth label is wrong by three standard deviations; noise without heavy tails believes it."""
+    rows = labelled_rows(300)
+    columns = pair_columns(rows.supercells[0], sorted({c for x in rows.configurations for c in x.defect_types}))
+    energies = rows.labels[:, 1:2]
+    wrong = energies[:200].copy()
+    wrong[::10] += 3.0 * energies.std() * np.random.default_rng(1).choice([-1.0, 1.0], size=(20, 1))
+    errors = []
+    for freedom in (2.0, 1e9):
+        monkeypatch.setattr(environment_kernel, "_FREEDOM", freedom)
+        taught = lesson(rows.configurations[:200], wrong, np.ones(200, np.int64))
+        (kernel,) = fit_environment_kernels(columns, taught, n_members=1)
+        errors.append(np.abs(predict_all(columns, [kernel], rows.configurations[200:])[0] - energies[200:]).mean())
+    assert errors[0] < 0.7 * errors[1]
