@@ -2,11 +2,12 @@
 
 Every subset has one colour and one marker in all plots; colours are told apart by colour-blind people too (after
 Okabe and Ito, Color Universal Design (2008), yellow darkened). Large subsets are drawn first, so that small ones
-stay visible.
+stay visible. Where rows that the model has learnt from are among them, every plot says so.
 """
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +45,11 @@ _FEW_DEFECTS = (2, 3)  # of which the closest pair says most
 _FEWEST_ON_CURVE = 4
 _FEWEST_FOR_MEDIANS = 50
 _SMALLEST_SHOWN = 0.1  # meV; smaller errors mean nothing and are drawn there
+_MEDIANS_NOTE = f"lines: medians of bins with about equally many rows; errors below {_SMALLEST_SHOWN} are drawn there"
+_BARS_NOTE = "markers at 68 and 95 %, set apart; bars: 95 % noise of the share"
+_BOXES_NOTE = "quartiles, whiskers from 5 to 95 %, dashes: mean predicted standard deviation"
+_CHARACTERS = 13  # that fit into an inch
+_SUBSET_INCHES = 1.25  # of its name in a legend
 
 
 def main_properties(evaluation: Evaluation) -> list[str]:
@@ -78,7 +84,7 @@ def plot_parity(evaluation: Evaluation) -> Figure:
         labels, means, stds = (array[:, p] for array in (evaluation.labels, evaluation.means, evaluation.stds))
         for group, rows in _subsets_by_size(evaluation, np.isfinite(labels)):
             colour, marker = _style(group)
-            alpha = float(np.clip(60 / len(rows) ** 0.7, 0.12, 0.8))
+            alpha = float(np.clip(60 / len(rows) ** 0.7, 0.3, 0.8))  # one outlier in 4,747 shows
             axes.errorbar(
                 labels[rows], means[rows], yerr=stds[rows], fmt="none", ecolor=colour, elinewidth=0.6, alpha=alpha / 2
             )
@@ -109,7 +115,7 @@ def plot_error_by_distance(evaluation: Evaluation, names: Sequence[str]) -> Figu
         sizes = _MILLI * np.abs(evaluation.errors(name).errors)
         for group, rows in _subsets_by_size(evaluation, few & np.isfinite(sizes)):
             colour, marker = _style(group)
-            alpha = float(np.clip(60 / len(rows) ** 0.7, 0.15, 0.7))
+            alpha = float(np.clip(60 / len(rows) ** 0.7, 0.3, 0.7))
             axes.plot(
                 distances[rows], np.maximum(sizes[rows], _SMALLEST_SHOWN), marker, color=colour, markersize=3,
                 markeredgewidth=0, alpha=alpha,
@@ -127,7 +133,7 @@ def plot_error_by_distance(evaluation: Evaluation, names: Sequence[str]) -> Figu
             ylabel=f"absolute error, {unit_of(name)}",
         )
         axes.grid(alpha=0.25, linewidth=0.5)
-    _legend(figure, evaluation, few, note="lines: medians of bins with about equally many rows")
+    _legend(figure, evaluation, few, note=_MEDIANS_NOTE)
     return figure
 
 
@@ -155,13 +161,13 @@ def plot_distance_curve(evaluation: Evaluation) -> Figure | None:
     )  # fmt: skip
     axes.plot(distances, labels, "D--", color="black", markersize=4.5, linewidth=1, label="calculated")
     shift = float((means - labels).mean())
-    axes.set(
-        xlabel="distance of v_Mo and v_S, Å",
-        ylabel=_WORDS[name],
-        title=f"v_Mo + v_S in MoS2, {len(rows)} configurations: MAE {_MILLI * np.abs(means - labels).mean():.0f} meV, "
-        f"{_MILLI * np.abs(means - labels - shift).mean():.0f} meV without the shift of {_MILLI * shift:+.0f} meV",
+    errors_of = f"MAE {_MILLI * np.abs(means - labels).mean():.0f} meV, "
+    errors_of += (
+        f"{_MILLI * np.abs(means - labels - shift).mean():.0f} meV without the shift of {_MILLI * shift:+.0f} meV"
     )
-    axes.title.set_fontsize(9)
+    title = _lines(figure, f"v_Mo + v_S in MoS2, {len(rows)} configurations", errors_of, _caution(evaluation))
+    axes.set_title(title, fontsize=9)
+    axes.set(xlabel="distance of v_Mo and v_S, Å", ylabel=_WORDS[name])
     axes.grid(alpha=0.25, linewidth=0.5)
     axes.legend(frameon=False, loc="lower right")
     return figure
@@ -177,13 +183,14 @@ def plot_calibration(evaluation: Evaluation, names: Sequence[str]) -> Figure:
     nominal, marked = np.append(np.linspace(0.05, 0.95, 19), 0.99), np.array([0.68, 0.95])
     for name, axes in zip(names, panels, strict=True):
         errors = evaluation.errors(name)
-        for group, rows in _subsets_by_size(evaluation, np.isfinite(errors.errors)):
+        shown = _subsets_by_size(evaluation, np.isfinite(errors.errors))
+        places = 0.011 * (np.arange(len(shown)) - (len(shown) - 1) / 2)
+        for (group, rows), apart in zip(sorted(shown), places, strict=True):
             colour, marker = _style(group)
             observed = coverage_at(errors.chosen(rows), nominal)
             axes.plot(nominal, observed, color=colour, linewidth=1.2, alpha=0.9)
             found = coverage_at(errors.chosen(rows), marked)
             noise = 1.96 * np.sqrt(found * (1 - found) / len(rows))
-            apart = 0.011 * (group % len(_COLOURS) - (len(_COLOURS) - 1) / 2)
             axes.errorbar(
                 marked + apart, found, yerr=noise, fmt=marker, color=colour, markersize=4.5, markeredgecolor="white",
                 markeredgewidth=0.5, elinewidth=0.9, zorder=4,
@@ -196,7 +203,7 @@ def plot_calibration(evaluation: Evaluation, names: Sequence[str]) -> Figure:
             xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal", title=_WORDS[name].split(",")[0],
             xlabel="share of labels the interval should hold", ylabel="share it holds",
         )  # fmt: skip
-    _legend(figure, evaluation, note="markers at 68 and 95 %, set apart; bars: 95 % noise of the share")
+    _legend(figure, evaluation, note=_BARS_NOTE)
     return figure
 
 
@@ -226,10 +233,8 @@ def plot_residuals(evaluation: Evaluation, name: str) -> Figure:
         axes.set_title(f"{short_name(evaluation.rows.subsets[group])}: MAE {_MILLI * found.mae:.1f}", fontsize=10)
     figure.supxlabel("number of defects, and number of rows", fontsize=10)
     figure.supylabel(f"predicted - calculated, {unit_of(name)}", fontsize=10)
-    figure.suptitle(
-        f"{_WORDS[name].split(',')[0]}: quartiles, whiskers from 5 to 95 %, dashes: mean predicted standard deviation",
-        fontsize=10,
-    )
+    title = f"{_WORDS[name].split(',')[0]}: {_BOXES_NOTE}"
+    figure.suptitle(_lines(figure, title, _caution(evaluation)), fontsize=10)
     return figure
 
 
@@ -267,10 +272,23 @@ def _legend(figure: Figure, evaluation: Evaluation, rows: NDArray[np.bool_] | No
         colour, marker = _style(group)
         label = short_name(evaluation.rows.subsets[group])
         handles.append(Line2D([], [], color=colour, marker=marker, markersize=6, linestyle="", label=label))
+    n_columns = int(np.clip(figure.get_figwidth() / _SUBSET_INCHES, 1, min(len(handles), 8)))
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=min(len(handles), 8), frameon=False, fontsize=9,
-        title=note or None, title_fontsize=8,
+        handles=handles, loc="outside lower center", ncols=n_columns, frameon=False, fontsize=9,
+        title=_lines(figure, note, _caution(evaluation)) or None, title_fontsize=8,
     )  # fmt: skip
+
+
+def _caution(evaluation: Evaluation) -> str:
+    """What plots must say where rows are among them that the model has learnt from."""
+    n_learnt, n_rows = int(evaluation.is_learnt.sum()), evaluation.rows.n_rows
+    return f"the model has learnt from {n_learnt:,} of {n_rows:,} rows: errors are too small" if n_learnt else ""
+
+
+def _lines(figure: Figure, *texts: str) -> str:
+    """Texts, each on lines that fit into the width of a figure."""
+    width = int(_CHARACTERS * figure.get_figwidth())
+    return "\n".join(textwrap.fill(text, width) for text in texts if text)
 
 
 def _style(group: int) -> tuple[str, str]:

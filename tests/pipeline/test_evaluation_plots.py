@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
+from screening.pipeline.evaluation import Evaluation
 from screening.pipeline.evaluation_plots import (
     closest_pairs,
     main_properties,
@@ -74,6 +76,52 @@ def test_calibration_marks_the_observed_shares_of_the_intervals() -> None:
     marked = points(axes)
     assert len(marked) == 4  # two subsets at 68 and 95 %
     assert sorted(marked[:, 1]) == [0.0, 1.0, 1.0, 1.0]  # the one row of the second subset is outside of 68 %
+
+
+def test_marks_of_a_single_subset_stand_at_68_and_95_percent() -> None:
+    made = made_evaluation(extra_pairs=7)
+    one = replace(made, rows=replace(made.rows, group_of_row=np.zeros(made.rows.n_rows, np.int64)))
+    assert points(plot_calibration(one, [GAP]).axes[0])[:, 0].tolist() == [0.68, 0.95]
+
+
+def test_every_plot_says_that_learnt_rows_are_among_the_rows() -> None:
+    def said(made: Evaluation) -> list[str]:
+        figures = [
+            plot_parity(made), plot_error_by_distance(made, [GAP]), plot_distance_curve(made),
+            plot_calibration(made, [GAP]), plot_residuals(made, GAP),
+        ]  # fmt: skip
+        texts = [" ".join(text.get_text() for text in figure.findobj(Text)) for figure in figures if figure is not None]
+        assert len(texts) == 5
+        return [" ".join(text.split()) for text in texts]
+
+    learnt = made_evaluation(extra_pairs=5)
+    words = "the model has learnt from 1 of 9 rows: errors are too small"
+    assert all(words in text for text in said(learnt))
+    unseen = replace(learnt, is_learnt=np.zeros_like(learnt.is_learnt))
+    assert not any("learnt" in text for text in said(unseen))
+
+
+@pytest.mark.parametrize("extra_pairs", [0, 5])
+def test_titles_and_legends_fit_into_a_narrow_figure(extra_pairs: int) -> None:
+    made = made_evaluation(extra_pairs=extra_pairs)
+    many = 6
+    rows = replace(
+        made.rows,
+        subsets=tuple(f"a subset {i}" for i in range(many)),
+        levels=(None,) * many,
+        group_of_row=np.arange(made.rows.n_rows) % many,
+    )
+    for figure in (
+        plot_parity(replace(made, rows=rows, properties=(GAP,))),
+        plot_calibration(replace(made, rows=rows), [GAP]),
+        plot_residuals(replace(made, rows=replace(made.rows, group_of_row=np.zeros(made.rows.n_rows, np.int64))), GAP),
+    ):
+        figure.draw_without_rendering()
+        width = figure.bbox.width
+        shown = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+        for box in (text.get_window_extent() for text in shown):
+            assert box.x0 >= -1
+            assert box.x1 <= width + 1
 
 
 def test_residuals_have_a_panel_for_each_subset_and_a_box_for_each_size() -> None:
