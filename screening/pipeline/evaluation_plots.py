@@ -161,10 +161,8 @@ def plot_distance_curve(evaluation: Evaluation) -> Figure | None:
     )  # fmt: skip
     axes.plot(distances, labels, "D--", color="black", markersize=4.5, linewidth=1, label="calculated")
     shift = float((means - labels).mean())
-    errors_of = f"MAE {_MILLI * np.abs(means - labels).mean():.0f} meV, "
-    errors_of += (
-        f"{_MILLI * np.abs(means - labels - shift).mean():.0f} meV without the shift of {_MILLI * shift:+.0f} meV"
-    )
+    mae, of_shape = (_MILLI * np.abs(means - labels - part).mean() for part in (0.0, shift))
+    errors_of = f"MAE {mae:.0f} meV, {of_shape:.0f} meV without the shift of {_MILLI * shift:+.0f} meV"
     title = _lines(figure, f"v_Mo + v_S in MoS2, {len(rows)} configurations", errors_of, _caution(evaluation))
     axes.set_title(title, fontsize=9)
     axes.set(xlabel="distance of v_Mo and v_S, Å", ylabel=_WORDS[name])
@@ -211,7 +209,8 @@ def plot_residuals(evaluation: Evaluation, name: str) -> Figure:
     """Errors by number of defects, a panel for each subset: quartiles, whiskers from 5 to 95 %, predicted bars."""
     errors = evaluation.errors(name)
     groups = sorted(_subsets_by_size(evaluation, np.isfinite(errors.errors)))
-    figure, panels = _panels(len(groups), width=3.5, height=3.0)
+    width, height = (3.5, 3.0) if len(groups) > 1 else (6.0, 4.2)
+    figure, panels = _panels(len(groups), width=width, height=height)
     for (group, rows), axes in zip(groups, panels, strict=True):
         colour, _ = _style(group)
         sizes = evaluation.rows.n_defects[rows]
