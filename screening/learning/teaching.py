@@ -141,36 +141,22 @@ def _with_foreign(lesson: Lesson, foreign: LabelledRows, labels: NDArray[np.floa
 
 
 def shares_of_teacher(
-    labels: NDArray[np.float64],
-    of_network: NDArray[np.float64],
-    of_teacher: NDArray[np.float64],
-    *,
-    variances: tuple[NDArray[np.float64], NDArray[np.float64]],
+    labels: NDArray[np.float64], of_network: NDArray[np.float64], of_teacher: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """(n_properties,) from 0 to 1: the share of a teacher in the mixture with a network that errs least.
 
-    Least squares on rows that neither has learnt from (stacking: Breiman, Machine Learning 24, 49 (1996)), less what
-    the mean over members is without: a row is left out by one member of each only, and networks differ more than
-    teachers do. 0 where they cannot be compared.
+    Least squares on rows that neither has learnt from (stacking: Breiman, Machine Learning 24, 49 (1996)); 0 where
+    they cannot be compared.
 
     Args:
         labels: (n, n_properties), like the other two; NaN where unknown.
-        variances: (n_properties,) of the network and of the teacher, by which one member differs from their mean.
     """
     known = np.isfinite(labels) & np.isfinite(of_network) & np.isfinite(of_teacher)
-    of_both = known.sum(axis=0) * np.nan_to_num(np.stack(variances))
     apart = np.where(known, of_teacher - of_network, 0.0)
     missing = np.where(known, labels - of_network, 0.0)
-    square = (apart**2).sum(axis=0) - of_both.sum(axis=0)
-    covariance = (apart * missing).sum(axis=0) - of_both[0]
-    shares: NDArray[np.float64] = np.clip(covariance / np.where(square > 0, square, np.inf), 0.0, 1.0)
+    square = (apart**2).sum(axis=0)
+    shares: NDArray[np.float64] = np.clip((apart * missing).sum(axis=0) / np.where(square > 0, square, 1.0), 0.0, 1.0)
     return shares
-
-
-def variance_of_member(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(n_properties,) mean squared difference of a member and the mean of all; values: (n_members, n, n_properties)."""
-    n_members = len(values)
-    return np.asarray(values.var(axis=0, ddof=1).mean(axis=0) * (1.0 - 1.0 / n_members))
 
 
 def _taught_lattices(rows: LabelledRows) -> list[tuple[list[int], NDArray[np.int64]]]:

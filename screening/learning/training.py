@@ -57,7 +57,6 @@ from screening.learning.teaching import (
     draw_rows,
     label_drawn,
     shares_of_teacher,
-    variance_of_member,
 )
 
 RETRAINING = 0.3  # share of the learning rate when a training starts from a finished model
@@ -368,12 +367,11 @@ class _Training:
         self._taught_groups = []
         for part, of_part in zip(drawn, taught, strict=True):
             like = given.rows.group_of_row == part.group
-            outputs = evaluate(network, self._graphs_of([part]).to(self._device)).cpu().double().numpy()
-            by_teacher = self._standardise(of_part, host, part.configurations) / given.units
-            variances = variance_of_member(outputs), variance_of_member(by_teacher)
-            shares = shares_of_teacher(given.targets[like], of_network[like], of_teacher[like], variances=variances)
+            shares = shares_of_teacher(given.targets[like], of_network[like], of_teacher[like])
             if shares.max() < LEAST_SHARE:
                 continue
+            outputs = evaluate(network, self._graphs_of([part]).to(self._device)).cpu().double().numpy()
+            by_teacher = self._standardise(of_part, host, part.configurations) / given.units
             mixed = np.where(shares > 0, outputs + shares * (by_teacher - outputs), outputs)
             targets.append(torch.from_numpy(mixed).float())
             self._taught_groups.append(part.group)

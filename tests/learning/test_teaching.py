@@ -6,22 +6,13 @@ from collections import Counter
 from dataclasses import replace
 
 import numpy as np
-import pytest
 
 from screening.defects.catalogue import catalogue_host
 from screening.defects.defect_types import Configuration
 from screening.defects.host import Host, Supercell
 from screening.learning.environment_kernel import MOST_ROWS
 from screening.learning.references import outputs_of
-from screening.learning.teaching import (
-    _balanced,
-    draw_alike,
-    draw_rows,
-    label_drawn,
-    lattices_of,
-    shares_of_teacher,
-    variance_of_member,
-)
+from screening.learning.teaching import _balanced, draw_alike, draw_rows, label_drawn, lattices_of, shares_of_teacher
 from tests.learning.synthetic import energy_of, labelled_rows
 
 V_S, SE_S, V_MO = 16 * 128, 16 * 128 + 34, 42 * 128
@@ -91,24 +82,10 @@ def test_a_mixture_errs_least_and_never_leaves_its_two_parts() -> None:
     network = truth + 0.3 * rng.normal(size=truth.shape)
     teacher = truth + np.array([0.3, 0.1, 0.9, 0.3]) * rng.normal(size=truth.shape)
     teacher[:, 3] = np.nan
-    nothing = np.zeros(4), np.zeros(4)
-    shares = shares_of_teacher(truth, network, teacher, variances=nothing)
+    shares = shares_of_teacher(truth, network, teacher)
     np.testing.assert_allclose(shares, [0.5, 0.9, 0.1, 0.0], atol=0.03)
     worse = truth + 2.0 * (network - truth)
-    assert shares_of_teacher(truth, network, worse, variances=nothing).tolist() == [0.0] * 4
-
-
-def test_a_mixture_of_means_errs_least_though_only_single_members_are_seen() -> None:
-    """Five networks of much variance, five equal teachers: the shares are those of a fit to the means."""
-    rng = np.random.default_rng(1)
-    truth = rng.normal(size=(4000, 1))
-    shared = 0.2 * rng.normal(size=truth.shape)
-    networks = truth + shared + 0.4 * rng.normal(size=(5, *truth.shape))
-    teachers = np.broadcast_to(truth + 0.3 * rng.normal(size=truth.shape), networks.shape)
-    variances = variance_of_member(networks), variance_of_member(teachers)
-    (share,) = shares_of_teacher(truth, networks[0], teachers[0], variances=variances)
-    apart, missing = teachers[0] - networks.mean(axis=0), truth - networks.mean(axis=0)
-    assert share == pytest.approx(float((apart * missing).sum() / (apart**2).sum()), abs=0.05)
+    assert shares_of_teacher(truth, network, worse).tolist() == [0.0] * 4
 
 
 def test_at_most_so_many_rows_are_learnt_and_small_groups_keep_all_of_theirs() -> None:
