@@ -59,6 +59,20 @@ class CardMetric:
     coverage_95: float | None = None
 
 
+@dataclass(frozen=True)
+class CardYardstick:
+    """Error of a simple model that was fitted to the same rows and measured on the same ones.
+
+    Attributes:
+        mae: eV or Bohr magneton.
+    """
+
+    name: str
+    dataset: str
+    property: str
+    mae: float
+
+
 @dataclass(frozen=True, eq=False)
 class ModelCard:
     """What goes with the weights.
@@ -89,6 +103,7 @@ class ModelCard:
     split: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
     metrics: tuple[CardMetric, ...] = ()
+    yardsticks: tuple[CardYardstick, ...] = ()
     limits: tuple[str, ...] = ()
 
 
@@ -106,6 +121,7 @@ def card_to_json(card: ModelCard) -> dict[str, Any]:
         "citations": list(card.citations),
         "training": dict(card.training),
         "metrics": [asdict(metric) for metric in card.metrics],
+        "yardsticks": [asdict(yardstick) for yardstick in card.yardsticks],
         "limits": list(card.limits),
     }
 
@@ -139,13 +155,18 @@ def card_from_json(found: Any) -> ModelCard:
             split=str(found["split"]),
             training=dict(found["training"]),
             metrics=tuple(map(_metric_from_json, found["metrics"])),
+            yardsticks=tuple(
+                CardYardstick(str(y["name"]), str(y["dataset"]), str(y["property"]), float(y["mae"]))
+                for y in found.get("yardsticks", ())
+            ),
             limits=tuple(map(str, found["limits"])),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FileFormatError(
             f"the card of the model is damaged ({type(error).__name__}: {error}); export the model again"
         ) from error
-    named = {*card.properties, *card.label_ranges, *(metric.property for metric in card.metrics)}
+    measured = [*(metric.property for metric in card.metrics), *(y.property for y in card.yardsticks)]
+    named = {*card.properties, *card.label_ranges, *measured}
     if unknown := sorted(named - set(PROPERTIES)):
         raise FileFormatError(f"the card names the properties {', '.join(unknown)}; known are {', '.join(PROPERTIES)}")
     return card
@@ -199,6 +220,13 @@ def card_text(card: ModelCard) -> str:
             _table(["data set", "rows learnt", "rows that measured errors"], shares),
         ],
         "Errors on rows that were not learnt": [_metrics_text(card)],
+        "Beside simple models": [
+            "Mean absolute errors (1e-3) of models fitted to the same rows, one for each data set and property. "
+            "The least of each row is bold.",
+            _yardsticks_text(card),
+        ]
+        if card.yardsticks
+        else [],
         "Limits": [_bullets(card.limits)],
         "Training": [_bullets([f"{name}: {_value(value)}" for name, value in card.training.items()])],
         "Cite": [_bullets(card.citations)],
@@ -223,6 +251,19 @@ def _metrics_text(card: ModelCard) -> str:
         percent = ["" if share is None else f"{100 * share:.0f}" for share in shares]
         rows.append([metric.dataset, metric.property, metric.n_rows, *errors, *percent])
     return _table(_METRIC_COLUMNS, rows)
+
+
+def _yardsticks_text(card: ModelCard) -> str:
+    names = list(dict.fromkeys(yardstick.name for yardstick in card.yardsticks))
+    errors = {(y.name, y.dataset, y.property): y.mae for y in card.yardsticks}
+    own = {(metric.dataset, metric.property): metric.mae for metric in card.metrics}
+    rows: list[list[object]] = []
+    for dataset, name in dict.fromkeys((yardstick.dataset, yardstick.property) for yardstick in card.yardsticks):
+        found = [own.get((dataset, name)), *(errors.get((yardstick, dataset, name)) for yardstick in names)]
+        least = min(error for error in found if error is not None)
+        texts = ["" if error is None else f"{_THOUSANDTHS * error:.1f}" for error in found]
+        rows.append([dataset, name, *(f"**{t}**" if e == least else t for t, e in zip(texts, found, strict=True))])
+    return _table(["data set", "property", "this model", *names], rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -28,10 +28,11 @@ import screening
 from screening.dft.results import LevelOfTheory
 from screening.errors import InputError, LevelOfTheoryError
 from screening.learning.fingerprints import fingerprints_of_rows
+from screening.learning.references import ENERGY_PER_SITE
 from screening.learning.settings import TrainingSettings
 from screening.pipeline.evaluation import LEARNT, Evaluation, evaluate_ensemble, metrics_by_subset
 from screening.pipeline.labelled_files import LabelledFiles
-from screening.pipeline.model_cards import CardMetric, DataShare, ModelCard, card_text
+from screening.pipeline.model_cards import CardMetric, CardYardstick, DataShare, ModelCard, card_text
 from screening.pipeline.pretrained import (
     DEFAULT_MODEL,
     check_output,
@@ -40,6 +41,7 @@ from screening.pipeline.pretrained import (
     with_card,
     write_model_file,
 )
+from screening.pipeline.yardsticks import FEWEST_ROWS, fit_yardsticks, yardstick_errors
 
 if TYPE_CHECKING:
     from screening.learning.dataset import LabelledRows
@@ -50,6 +52,7 @@ MEASURED, SHIPPED = PARTS = ("measured", "shipped")
 CHECKPOINT_S = 30.0
 VALIDATION_PARTS = 5  # of rows without a split every fifth measures, chosen by what it is
 _SMALLEST_STD = 1e-4  # eV or Bohr magneton; smaller changes are none
+_SHOWN_BESIDE_YARDSTICKS = (ENERGY_PER_SITE, "homo_lumo_gap_min")
 _PACKAGES = ("torch", "numpy", "screening")
 
 OnProgress = Callable[[str, "Progress"], None]
@@ -137,6 +140,7 @@ def reproduce_model(
     rounded = ensemble_from_bytes(packed)
     change = _largest_change(trained, rounded, labelled, device)
     card = _card(recipe, labelled, rounded, evaluation, training=_training_card(recipe, labelled, work, change))
+    card = replace(card, yardsticks=_yardsticks(evaluation, labelled.chosen(~measuring)))
     write_model_file(output, unpack_model(with_card(packed, card), recipe.name))
     output.with_suffix(".md").write_text(card_text(card))
     work.remove()
@@ -298,6 +302,20 @@ def _metrics(evaluation: Evaluation) -> tuple[CardMetric, ...]:
         CardMetric(row.subset, row.property, **{name: getattr(row.metrics, name) for name in names})
         for property_name in evaluation.properties
         for row in metrics_by_subset(evaluation, property_name)
+    )
+
+
+def _yardsticks(evaluation: Evaluation, learnt: LabelledFiles) -> tuple[CardYardstick, ...]:
+    """Errors of the yardsticks; none where there are too few rows to fit them to."""
+    wanted = [name for name in _SHOWN_BESIDE_YARDSTICKS if name in evaluation.properties]
+    if not wanted or learnt.n_rows < FEWEST_ROWS * len(learnt.subsets):
+        return ()
+    yardsticks = fit_yardsticks(evaluation, learnt, properties=wanted, on_progress=lambda text: None)
+    return tuple(
+        CardYardstick(yardstick.name, subset, name, error)
+        for name in wanted
+        for yardstick in yardsticks
+        for subset, error in yardstick_errors(evaluation, yardstick, name).items()
     )
 
 

@@ -20,7 +20,7 @@ from screening.pipeline.evaluation import Evaluation
 from screening.pipeline.labelled_files import LabelledFiles
 
 _STOPPING_PARTS = 5  # every fifth row that may be learnt from, by what it is, stops the trees
-_FEWEST_ROWS = 10  # of a subset; fewer are no fit
+FEWEST_ROWS = 10  # of a subset; fewer are no fit
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ def fit_yardsticks(
         if np.isnan(means).all():
             raise InputError(
                 f"the data hold {learnt.n_rows} rows that the model has learnt from, too few in each subset to fit "
-                f"yardsticks to ({_FEWEST_ROWS}); give the data that it was trained on as well"
+                f"yardsticks to ({FEWEST_ROWS}); give the data that it was trained on as well"
             )
         found.append(Yardstick(name, means))
     return found
@@ -81,7 +81,7 @@ def _known(learnt: LabelledFiles, group: int, wanted: Sequence[str]) -> Labelled
     of_group = learnt.chosen(learnt.group_of_row == group)
     n_known = np.isfinite(of_group.labels).sum(axis=0)
     columns = [learnt.properties.index(name) for name in wanted]
-    columns = [p for p in columns if n_known[p] >= _FEWEST_ROWS]
+    columns = [p for p in columns if n_known[p] >= FEWEST_ROWS]
     return replace(
         of_group, properties=tuple(learnt.properties[p] for p in columns), labels=of_group.labels[:, columns]
     )
