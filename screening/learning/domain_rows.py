@@ -15,7 +15,7 @@ from screening.learning.references import ENERGY, ENERGY_PER_SITE, References, o
 from screening.learning.settings import TrainingSettings
 
 SMALLEST_SPREAD = 0.02  # of the overall scale; a group of nearly equal labels must not rule the loss
-SPARSE = 3  # defects; a network of its own for up to so many
+SPARSE = 4  # defects, of a network of its own; few results have four, and it is better at them all the same
 FEWEST_SPARSE_ROWS, FEWEST_OTHER_ROWS = 1000, 30  # for which it is worth while, and needed
 OTHER_ZERO = 3.0  # standard deviations between the means of properties that do not mean the same
 

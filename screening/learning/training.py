@@ -1,14 +1,14 @@
 """Training an ensemble: a network per domain, every member in the same batches, each from weights and rows of its own.
 
 Hosts do not share weights: trained together they took six times as long, and were worse on every subset of 2DMD. A
-host with many results of up to three defects has a network for these, which learns nothing else: with 300 rows of up to
+host with many results of up to four defects has a network for these, which learns nothing else: with 300 rows of up to
 24 defects beside them the errors of 3,600 rows of three were 3.1 meV per site and 9.0 meV of the gap, without 1.8 and
-4.1. It is where
-the network for more defects begins, which goes on learning both. Two phases make a network:
+4.1. The network for more defects begins with the weights of that one, and goes on learning all rows of the host, so
+that it knows what pairs do. Two phases make a network:
 
-1. The results alone. Rows are drawn so that groups weigh as the roots of their sizes; a step of AdamW on a Huber-like
-   loss of the errors in units of their group's spread moves the weights, and averaged weights follow. The
-   learning rate rises for a moment and falls along a cosine.
+1. The results alone, in units of their spread in the domain. Rows are drawn so that groups weigh as the roots of their
+   sizes; a step of AdamW on a Huber-like loss of the errors in units of their group's spread moves the weights, and
+   averaged weights follow. The learning rate rises for a moment and falls along a cosine.
 2. Results and drawn configurations (`screening.learning.teaching`), labelled by a mixture of a kernel regression and of
    the member itself, as it was at the end of the first phase. Their shares, by group and property, are those with the
    least errors on left-out rows. Many configurations that agree with the best that is known keep a network from
