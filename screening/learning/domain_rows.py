@@ -15,6 +15,7 @@ from screening.learning.references import ENERGY, ENERGY_PER_SITE, References, o
 from screening.learning.settings import TrainingSettings
 
 SMALLEST_SPREAD = 0.02  # of the overall scale; a group of nearly equal labels must not rule the loss
+NEVER_VARIES = 1e-3  # of the overall scale
 SPARSE = 4  # defects, of a network of its own; few results have four, and it is better at them all the same
 FEWEST_SPARSE_ROWS, FEWEST_OTHER_ROWS = 1000, 30  # for which it is worth while, and needed
 OTHER_ZERO = 3.0  # standard deviations between the means of properties that do not mean the same
@@ -29,7 +30,8 @@ class DomainRows:
         graphs: of them.
         targets: (n, n_outputs) standardised labels in the units of the domain, NaN where absent.
         units: (n_outputs,) standard deviation of the standardised labels of the domain: those of sparse defects vary
-            by a tenth of those of all hosts, and outputs of order one are learnt better.
+            by a tenth of those of all hosts, and outputs of order one are learnt better. 0 for what never varies here,
+            as the magnetisation of hosts calculated without spin: it is not learnt, its targets are NaN.
         weights: (n,) float64, of `group_weights`.
         group: (n,) number of the group of each row among those of the host.
         spreads: (n_groups, n_outputs) standard deviation of the targets in each group.
@@ -44,6 +46,14 @@ class DomainRows:
     group: NDArray[np.int64]
     spreads: NDArray[np.float64]
     fold: NDArray[np.int64]
+
+    def in_units(self, standardised: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Standardised values (..., n_outputs) as targets."""
+        return _in_units(standardised, self.units)
+
+
+def _in_units(standardised: NDArray[np.float64], units: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(units > 0, standardised, np.nan) / np.where(units > 0, units, 1.0)
 
 
 def domains_of(rows: LabelledRows, hosts: Sequence[str], before: Ensemble | None) -> tuple[Domain, ...]:
@@ -112,8 +122,8 @@ def prepare_rows(
     host = rows.supercells[0].host.name
     offsets = references.offsets([host] * len(rows.configurations), rows.configurations)
     targets = references.standardise(output_labels(rows, references.outputs), offsets)
-    units = np.array([spread_of(column) for column in targets.T])
-    targets = targets / units
+    units = np.array([_unit_of(column) for column in targets.T])
+    targets = _in_units(targets, units)
     _, group = np.unique(rows.group_of_row, return_inverse=True)
     spreads = _group_spreads(targets, group)
     weights = group_weights(group, is_served_else=rows.n_defects <= served_else)
@@ -127,6 +137,11 @@ def _group_spreads(targets: NDArray[np.float64], group: NDArray[np.int64]) -> ND
     for g, p in np.ndindex(spreads.shape):
         spreads[g, p] = spread_of(targets[group == g, p])
     return spreads
+
+
+def _unit_of(targets: NDArray[np.float64]) -> float:
+    known = targets[np.isfinite(targets)]
+    return 0.0 if len(known) > 1 and known.std() < NEVER_VARIES else spread_of(known)
 
 
 def spread_of(targets: NDArray[np.float64]) -> float:

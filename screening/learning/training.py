@@ -49,7 +49,7 @@ from screening.learning.ensemble import Domain, Ensemble, domain_of
 from screening.learning.gnn import Architecture, SparseDefectNetwork
 from screening.learning.graph import Graphs, join_graphs, pair_table, ragged_graphs, share_kinds
 from screening.learning.novelty import learn_novelty
-from screening.learning.references import References, extend_references, fit_references
+from screening.learning.references import References, extend_references, fit_references, output_labels
 from screening.learning.settings import TrainingSettings
 from screening.learning.teaching import (
     DRAWN_PER_RESULT,
@@ -178,7 +178,9 @@ class _Training:
             given = prepare_rows(rows.chosen(np.flatnonzero(served)), self.references, self._settings)
             outputs = evaluate(network, given.graphs.to(self._device)).double().cpu().numpy()
             left_out = outputs[given.fold, np.arange(len(given.fold))]  # (n, n_outputs)
-            errors.append((left_out - given.targets * given.units) * self.references.scales)
+            labels = output_labels(given.rows, self.references.outputs)
+            targets = self._standardise(labels, domain.host, given.rows.configurations)
+            errors.append((left_out - targets) * self.references.scales)
             spread = spreads_of_left_out(outputs, given.fold, given.rows.n_defects)
             spreads.append(spread * self.references.scales)
             hosts.append(np.full(len(left_out), self.references.hosts.index(domain.host)))
@@ -231,7 +233,7 @@ class _Training:
         if network is None:
             network = self._new_network(number)  # its outputs are of order one as they are
         else:
-            network.scale_outputs(1.0 / units)
+            network.scale_outputs(torch.where(units > 0, 1.0 / units, 1.0))
         if self._phase == 0:
             descent = Descent(network, self._settings, generator)
             if self._start_from is not None:  # what it starts from is the first to be kept
@@ -360,7 +362,7 @@ class _Training:
             seed=self._seed,
         )  # fmt: skip
         host = given.rows.supercells[0].host.name
-        of_teacher = self._standardise(of_teacher, host, given.rows.configurations) / given.units
+        of_teacher = given.in_units(self._standardise(of_teacher, host, given.rows.configurations))
         known = evaluate(network, given.graphs.to(self._device)).cpu().double().numpy()
         of_network = known[given.fold, np.arange(len(given.fold))]
         targets: list[Tensor] = []
@@ -371,9 +373,9 @@ class _Training:
             if shares.max() < LEAST_SHARE:
                 continue
             outputs = evaluate(network, self._graphs_of([part]).to(self._device)).cpu().double().numpy()
-            by_teacher = self._standardise(of_part, host, part.configurations) / given.units
+            by_teacher = given.in_units(self._standardise(of_part, host, part.configurations))
             mixed = np.where(shares > 0, outputs + shares * (by_teacher - outputs), outputs)
-            targets.append(torch.from_numpy(mixed).float())
+            targets.append(torch.from_numpy(np.where(given.units > 0, mixed, np.nan)).float())
             self._taught_groups.append(part.group)
         self._drawn_labels = torch.cat(targets, dim=1) if targets else None
 
