@@ -21,6 +21,7 @@ from screening.learning.dataset import LabelledRows
 from screening.learning.graph import pair_table
 
 FARTHEST = 0.5  # angstrom, between sites that correspond, the lattices scaled onto each other
+_ALIKE = 1e-3  # fractional coordinates, above rounding
 _CODE = 128  # a code is the atomic number of what was removed times this, plus that of what was added
 
 
@@ -75,6 +76,14 @@ def rows_of_relatives(rows: LabelledRows, supercell: Supercell) -> LabelledRows 
     )
 
 
+def _one_of_each_translation(supercell: Supercell) -> list[int]:
+    """A site for each site of the unit cell: others differ from these by a translation of the lattice."""
+    within = supercell.positions @ np.linalg.inv(supercell.host.lattice)
+    within[:, :2] -= np.floor(within[:, :2] + 0.5 * _ALIKE)
+    _, first = np.unique(np.rint(within / _ALIKE).astype(np.int64), axis=0, return_index=True)
+    return sorted(first.tolist())
+
+
 def correspond(supercell: Supercell, other: Supercell) -> Correspondence | None:
     """The correspondence with the least distances; None where there is none, or where pairs do not correspond."""
     if len(supercell.species) != len(other.species) or not np.array_equal(supercell.matrix, other.matrix):
@@ -85,7 +94,7 @@ def correspond(supercell: Supercell, other: Supercell) -> Correspondence | None:
     for in_plane, normal in product((1, -1), repeat=2):  # of layers with two-fold axes or mirrors one is enough
         turned = there * (in_plane, in_plane, normal)
         turned[:, 2] += here[:, 2].mean() - turned[:, 2].mean()
-        for start in range(len(here)):
+        for start in _one_of_each_translation(supercell):
             shift = np.append(here[start, :2] - turned[0, :2], 0.0)
             apart = (turned + shift)[:, None] - here
             apart[..., :2] -= np.rint(apart[..., :2])
