@@ -7,7 +7,8 @@ published settings, from ready graphs; it counts as there at the first epoch tha
 
 CPU time does not count what else the machine does, though busy neighbours make colder caches and longer seconds; both
 meet the same ones, since they run at the same time. TRAINING_PEER_CPU_S limits the peer (450 if not set), and
-TRAINING_EPOCHS sets our lengths (20,40,80,300 if not set).
+TRAINING_EPOCHS sets our lengths (12,15,20,30,60,100 if not set). Trainings of less than 30 epochs have twice the
+learning rate, as long ones do not need it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ from tests.benchmarks.peer_environments import DRIVERS, ONE_THREAD, _peer_python
 SUBSET = "low_density_defects/MoS2"
 PROPERTY = "homo_lumo_gap_min"
 LEVELS_MEV = (9.0, 8.0, 7.0, 6.0, 5.0)
-LENGTHS = [int(epochs) for epochs in os.environ.get("TRAINING_EPOCHS", "20,40,80,300").split(",")]
+LENGTHS = [int(epochs) for epochs in os.environ.get("TRAINING_EPOCHS", "12,15,20,30,60,100").split(",")]
+FEW_EPOCHS = 30
 SHOWN_EPOCHS = 10  # every so many of the peer's
 
 
@@ -85,6 +87,8 @@ def train(rows: LabelledRows, *, epochs: int) -> Point:
         finished = progress.epoch
 
     settings = TrainingSettings(epochs=epochs, drawn_rows=0, device="cpu")
+    if epochs < FEW_EPOCHS:
+        settings = replace(settings, learning_rate=2.0 * settings.learning_rate)
     started = time.process_time()
     ensemble = train_ensemble(rows, settings, seed=0, on_progress=count)
     seconds = time.process_time() - started
