@@ -51,7 +51,7 @@ def train(
     ] = False,
     members: Annotated[int | None, typer.Option(help="Networks of the ensemble; 5 if not given.")] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Passes over the training rows, at most; 300 if not given, 90 with --from.")
+        int | None, typer.Option(help="Passes over the training rows, at most; 150 if not given, 90 with --from.")
     ] = None,
     max_minutes: Annotated[
         float | None, typer.Option(help="Time after which the training comes to its end; no limit if not given.")

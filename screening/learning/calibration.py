@@ -18,7 +18,7 @@ interpolated scale does not change a 68 % interval to second order, but the 95 %
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,19 +89,23 @@ class Calibration:
         assert level in (STANDARD, WIDE), f"intervals of {STANDARD} and {WIDE} are calibrated, not of {level}"
         return std if level == STANDARD else std * self.multiples[self._place(host, n_defects)]
 
-    def completed(self, before: Calibration, measured: Collection[int]) -> Calibration:
-        """The same for the hosts that were measured; the others, and any other host, are as they were before.
+    def completed(self, before: Calibration, is_measured: Callable[[int, int], bool]) -> Calibration:
+        """The same for what was measured; the rest, and any other host, is as it was before.
 
         Args:
             before: of a model whose hosts are the first of these.
-            measured: indices of the hosts whose errors made this calibration.
+            is_measured: of the index of a host and a number of defects: whether errors of their domain made this one.
         """
         n_hosts = max(len(self.floors), len(before.floors)) - 1
         size = np.arange(1, max(self.floors.shape[1], before.floors.shape[1]) + 1)
 
         def table(name: str) -> NDArray[np.float64]:
-            owners = [(host, self if host in measured else before) for host in (*range(n_hosts), -1)]
-            return np.stack([getattr(owner, name)[owner._place(host, size)] for host, owner in owners])
+            rows = []
+            for host in (*range(n_hosts), -1):
+                new, old = (getattr(owner, name)[owner._place(host, size)] for owner in (self, before))
+                measured = np.array([host >= 0 and is_measured(host, k) for k in size.tolist()])
+                rows.append(np.where(measured[:, None], new, old))
+            return np.stack(rows)
 
         return Calibration(table("floors"), table("factors"), table("multiples"))
 

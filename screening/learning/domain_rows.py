@@ -33,7 +33,7 @@ class DomainRows:
             by a tenth of those of all hosts, and outputs of order one are learnt better. 0 for what never varies here,
             as the magnetisation of hosts calculated without spin: it is not learnt, its targets are NaN.
         weights: (n,) float64, of `group_weights`.
-        group: (n,) number of the group of each row among those of the host.
+        group: (n,) number of the group of each row among those of the domain.
         spreads: (n_groups, n_outputs) standard deviation of the targets in each group.
         fold: (n,) of each row among the members.
     """
@@ -110,12 +110,18 @@ def _comparable_labels(rows: LabelledRows, is_served_else: NDArray[np.bool_]) ->
 
 
 def prepare_rows(
-    rows: LabelledRows, references: References, settings: TrainingSettings, *, served_else: int = 0
+    rows: LabelledRows,
+    references: References,
+    settings: TrainingSettings,
+    *,
+    served_else: int = 0,
+    is_known: NDArray[np.bool_] | None = None,
 ) -> DomainRows:
     """Training rows of one domain as graphs and standardised targets.
 
     Args:
         served_else: of `defects_served_else`.
+        is_known: (n_outputs,) what the network to go on with has learnt: it stays learnt though it may not vary now.
     """
     tables = [pair_table(supercell) for supercell in rows.supercells]
     graphs = ragged_graphs(tables, rows.supercell_of_row, rows.configurations)
@@ -123,6 +129,8 @@ def prepare_rows(
     offsets = references.offsets([host] * len(rows.configurations), rows.configurations)
     targets = references.standardise(output_labels(rows, references.outputs), offsets)
     units = np.array([_unit_of(column) for column in targets.T])
+    if is_known is not None:
+        units = np.where(is_known & (units == 0), SMALLEST_SPREAD, units)
     targets = _in_units(targets, units)
     _, group = np.unique(rows.group_of_row, return_inverse=True)
     spreads = _group_spreads(targets, group)

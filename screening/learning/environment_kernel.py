@@ -156,6 +156,7 @@ def describe(columns: PairColumns, configurations: Sequence[Configuration], *, n
         configurations: n of them, none pristine.
         n_foreign: so many, the last ones, are of a relative.
     """
+    assert columns.can_count(configurations).all(), "a defect type that the columns do not have"
     table = pair_table(columns.supercell)
     number = table.number.numpy()
     distance = np.zeros(len(table.features))

@@ -219,6 +219,13 @@ class SparseDefectNetwork(nn.Module):
             layer.weight.mul_(of_layer)
             layer.bias.mul_(of_layer)
 
+    def silent_outputs(self) -> Tensor:
+        """(o,) bool: outputs that are 0 whatever it sees, as `scale_outputs` has made them."""
+        total = self.pair_outputs.weight.abs().sum(dim=(0, 1))
+        return (
+            total + torch.cat([layer.weight.abs().sum(dim=(0, 1)) for layer in (self.node_energy, self.read_out)])
+        ) == 0
+
     def _read(self, layers: list[Tensor], graphs: Graphs) -> Tensor:
         """(m, G, o): outputs of the nodes."""
         total = sum_at(torch.cat(layers, dim=2), graphs.node_graph, graphs.n_graphs)  # (m, G, n_blocks w)

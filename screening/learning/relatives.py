@@ -8,8 +8,8 @@ configurations of the other. How far their results teach is for the kernel to fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -19,6 +19,7 @@ from screening.defects.defect_types import Configuration, atomic_number
 from screening.defects.host import Supercell
 from screening.learning.dataset import LabelledRows
 from screening.learning.graph import pair_table
+from screening.learning.references import output_labels
 
 FARTHEST = 0.5  # angstrom, between sites that correspond, the lattices scaled onto each other
 _ALIKE = 1e-3  # fractional coordinates, above rounding
@@ -48,32 +49,44 @@ class Correspondence:
         return Configuration(tuple(sites[order].tolist()), tuple(codes[i] for i in order))
 
 
-def rows_of_relatives(rows: LabelledRows, supercell: Supercell) -> LabelledRows | None:
-    """Training rows of other hosts with the same lattice, written as configurations of a supercell; None without any.
+@dataclass(frozen=True, eq=False)
+class RelativeRows:
+    """Results of relatives, written as configurations of a supercell.
 
-    Rows with a defect type that has no counterpart among those of the supercell's host are left out.
+    Attributes:
+        configurations: n of them.
+        labels: (n, n_outputs) float64, NaN where unknown.
+        fold: (n,), by which to choose some of them.
     """
-    host = supercell.host.name
-    of_host = [s for s, other in enumerate(rows.supercells) if other.host.name == host]
-    own = np.flatnonzero(~rows.is_validation & np.isin(rows.supercell_of_row, of_host))
-    codes = {code for row in own for code in rows.configurations[row].defect_types}
-    found: dict[int, Configuration] = {}
+
+    configurations: tuple[Configuration, ...]
+    labels: NDArray[np.float64]
+    fold: NDArray[np.int64]
+
+    def chosen(self, rows: NDArray[np.int64]) -> RelativeRows:
+        """Some of the rows; rows: (m,) numbers."""
+        return RelativeRows(tuple(self.configurations[row] for row in rows), self.labels[rows], self.fold[rows])
+
+
+def rows_of_relatives(
+    rows: LabelledRows, supercell: Supercell, *, codes: Collection[int], outputs: Sequence[str]
+) -> RelativeRows:
+    """Training rows of other hosts with the same lattice, written as configurations of a supercell.
+
+    Args:
+        codes: defect types of the supercell's host that may occur; rows with others are left out.
+        outputs: the columns of the labels.
+    """
+    known, found = set(codes), dict[int, Configuration]()
     for s, other in enumerate(rows.supercells):
-        if other.host.name == host or (correspondence := correspond(supercell, other)) is None:
+        if other.host.name == supercell.host.name or (correspondence := correspond(supercell, other)) is None:
             continue
         for row in np.flatnonzero(~rows.is_validation & (rows.supercell_of_row == s)).tolist():
             translated = correspondence.translate(rows.configurations[row])
-            if codes.issuperset(translated.defect_types):
+            if known.issuperset(translated.defect_types):
                 found[row] = translated
-    if not found:
-        return None
-    chosen = rows.chosen(np.array(list(found)))
-    return replace(
-        chosen,
-        supercells=(supercell,),
-        supercell_of_row=np.zeros(len(found), np.int64),
-        configurations=tuple(found.values()),
-    )
+    numbers = np.array(list(found), np.int64)
+    return RelativeRows(tuple(found.values()), output_labels(rows, outputs)[numbers], rows.fold[numbers])
 
 
 def _one_of_each_translation(supercell: Supercell) -> list[int]:
@@ -85,31 +98,50 @@ def _one_of_each_translation(supercell: Supercell) -> list[int]:
 
 
 def correspond(supercell: Supercell, other: Supercell) -> Correspondence | None:
-    """The correspondence with the least distances; None where there is none, or where pairs do not correspond."""
+    """The correspondence that changes the fewest elements, of these with the least distances.
+
+    None where there is none, or where pairs do not correspond.
+    """
     if len(supercell.species) != len(other.species) or not np.array_equal(supercell.matrix, other.matrix):
         return None
-    inverse = np.linalg.inv(supercell.lattice), np.linalg.inv(other.lattice)
-    here, there = supercell.positions @ inverse[0], other.positions @ inverse[1]
-    best: tuple[float, NDArray[np.int64]] | None = None
+    here, there = _places(supercell), _places(other)
+    cell = supercell.lattice.copy()
+    if supercell.host.is_layer:
+        cell[2] = (0.0, 0.0, 1.0)
+    has_other_element = np.array(other.species)[:, None] != np.array(supercell.species)
+    best: tuple[int, float, NDArray[np.int64]] | None = None
     for in_plane, normal in product((1, -1), repeat=2):  # of layers with two-fold axes or mirrors one is enough
         turned = there * (in_plane, in_plane, normal)
-        turned[:, 2] += here[:, 2].mean() - turned[:, 2].mean()
         for start in _one_of_each_translation(supercell):
             shift = np.append(here[start, :2] - turned[0, :2], 0.0)
             apart = (turned + shift)[:, None] - here
             apart[..., :2] -= np.rint(apart[..., :2])
-            distances = np.linalg.norm(apart @ supercell.lattice, axis=2)
+            distances = np.linalg.norm(apart @ cell, axis=2)
             sites, farthest = distances.argmin(axis=1), float(distances.min(axis=1).max())
-            if len(set(sites.tolist())) == len(here) and farthest < (best[0] if best else FARTHEST):
-                best = farthest, sites
+            n_other = int(has_other_element[np.arange(len(sites)), sites].sum())
+            if len(set(sites.tolist())) == len(here) and farthest < FARTHEST:
+                best = min(best or (n_other, farthest, sites), (n_other, farthest, sites), key=lambda found: found[:2])
     if best is None:
         return None
-    species = set(zip(other.species, (supercell.species[site] for site in best[1]), strict=True))
+    sites = best[2]
+    species = set(zip(other.species, (supercell.species[site] for site in sites), strict=True))
     if len({a for a, _ in species}) != len(species) or len({b for _, b in species}) != len(species):
         return None
-    numbers = pair_table(supercell).number.numpy()[np.ix_(best[1], best[1])], pair_table(other).number.numpy()
+    numbers = pair_table(supercell).number.numpy()[np.ix_(sites, sites)], pair_table(other).number.numpy()
     pairs = {(int(a), int(b)) for a, b in zip(*(number.ravel() for number in numbers), strict=True)}
     if not len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs}):
         return None
     of_other = {atomic_number(a): atomic_number(b) for a, b in species}
-    return Correspondence(best[1].astype(np.int64), {b: a for a, b in of_other.items()} | of_other)
+    elements = {b: a for a, b in of_other.items()} | of_other
+    if len(set(elements.values())) < len(elements):  # two elements would become one
+        return None
+    return Correspondence(sites.astype(np.int64), elements)
+
+
+def _places(supercell: Supercell) -> NDArray[np.float64]:
+    """(n_sites, 3): fractional in the plane; from the middle, in angstrom for layers, whose vacuum differs."""
+    places = supercell.positions @ np.linalg.inv(supercell.lattice)
+    if supercell.host.is_layer:
+        places[:, 2] = supercell.positions[:, 2]
+    places[:, 2] -= places[:, 2].mean()
+    return np.asarray(places)

@@ -15,8 +15,9 @@ class TrainingSettings:
 
     Attributes:
         n_members: networks of the ensemble.
-        epochs: passes over the training rows of each host, at most; a tenth of it over these and the drawn ones.
-        drawn_rows: configurations per host that a kernel regression labels and the networks learn, at most; none if 0.
+        epochs: passes over the training rows of each domain, at most (0.4 of it where it begins with the network for
+            fewer defects); a tenth of it over these and the drawn ones.
+        drawn_rows: configurations per domain that a kernel regression labels and the network learns, at most; may be 0.
         patience: epochs without improvement of any member before training stops; a third of `epochs` if 0.
         max_minutes: time after which the learning rate has come down and training ends; no limit if 0.
         device: `auto` (CUDA where it is), `cpu` or `cuda`.

@@ -28,7 +28,7 @@ from screening.learning.environment_kernel import (
 from screening.learning.graph import pair_table
 from screening.learning.pair_columns import pair_columns
 from screening.learning.references import output_labels
-from screening.learning.relatives import rows_of_relatives
+from screening.learning.relatives import RelativeRows, rows_of_relatives
 
 DRAWN_PER_RESULT = 20
 MOST_FOREIGN = 400  # results of relatives
@@ -107,10 +107,8 @@ def label_drawn(
         fold, columns = rows.fold[learnt] % n_members, pair_columns(rows.supercells[lattice[0]], codes)
         is_like = np.isin(rows.group_of_row[learnt], [drawn[number].group for number in parts])
         lesson = Lesson(configurations, labels[learnt], fold, is_like)
-        if (
-            foreign := _rows_of_relatives(others, rows.supercells[lattice[0]], rows.n_defects[learnt][is_like])
-        ) is not None:
-            lesson = _with_foreign(lesson, foreign, output_labels(foreign, outputs))
+        foreign = rows_of_relatives(others, rows.supercells[lattice[0]], codes=codes, outputs=outputs)
+        lesson = _with_foreign(lesson, _alike(foreign, rows.n_defects[learnt][is_like]))
         kernels = fit_environment_kernels(columns, lesson, n_members=n_members)
         if any(kernel is not None for kernel in kernels):
             left_out[learnt] = predict_all(columns, kernels, configurations)[fold, np.arange(len(learnt))]
@@ -119,21 +117,19 @@ def label_drawn(
     return [taught[number] for number in range(len(drawn))], left_out
 
 
-def _rows_of_relatives(others: LabelledRows, supercell: Supercell, n_defects: NDArray[np.int64]) -> LabelledRows | None:
-    """Results of relatives with numbers of defects that occur here, few enough for a regression."""
-    found = rows_of_relatives(others, supercell)
-    if found is None:
-        return None
-    alike = np.flatnonzero(np.isin(found.n_defects, n_defects))
-    alike = alike[np.argsort(found.fold[alike], kind="stable")[:MOST_FOREIGN]]
-    return found.chosen(np.sort(alike)) if len(alike) >= FEWEST_ROWS else None
+def _alike(foreign: RelativeRows, n_defects: NDArray[np.int64]) -> RelativeRows:
+    """Those with numbers of defects that occur here, few enough for a regression; none if they are too few."""
+    sizes = np.array([configuration.n_defects for configuration in foreign.configurations], np.int64)
+    alike = np.flatnonzero(np.isin(sizes, n_defects))
+    alike = np.sort(alike[np.argsort(foreign.fold[alike], kind="stable")[:MOST_FOREIGN]])
+    return foreign.chosen(alike if len(alike) >= FEWEST_ROWS else alike[:0])
 
 
-def _with_foreign(lesson: Lesson, foreign: LabelledRows, labels: NDArray[np.float64]) -> Lesson:
+def _with_foreign(lesson: Lesson, foreign: RelativeRows) -> Lesson:
     n_foreign = len(foreign.configurations)
     return Lesson(
         [*lesson.configurations, *foreign.configurations],
-        np.concatenate([lesson.labels, labels]),
+        np.concatenate([lesson.labels, foreign.labels]),
         np.concatenate([lesson.folds, np.zeros(n_foreign, np.int64)]),
         np.concatenate([lesson.is_like, np.ones(n_foreign, np.bool_)]),
         n_foreign,

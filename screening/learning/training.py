@@ -164,17 +164,24 @@ class _Training:
             else:
                 assert learnt is not None, f"no training row of {domain}"
                 served_else = defects_served_else(self.domains, domain)
-                given = prepare_rows(learnt, self.references, self._settings, served_else=served_else)
+                is_known = None if known is None else ~known.silent_outputs().cpu().numpy()
+                given = prepare_rows(
+                    learnt, self.references, self._settings, served_else=served_else, is_known=is_known
+                )
                 self.networks.append(self._train_domain(domain, given))
             self._phase, self._drawn_labels = 0, None
 
     def calibration(self, before: Ensemble | None) -> Calibration:
-        """From what members say of the rows they leave out; hosts without rows keep what they had before."""
+        """From what members say of the rows they leave out; domains that serve no row keep what they had before."""
         errors, spreads, hosts, n_defects = [], [], [], []
+        measured: set[int] = set()
         for number, (domain, network) in enumerate(zip(self.domains, self.networks, strict=True)):
             if (rows := rows_of_domain(self._rows, self.domains, domain)) is None:
                 continue
             served = [domain_of(self.domains, domain.host, n) == number for n in rows.n_defects.tolist()]
+            if not any(served):
+                continue
+            measured.add(number)
             given = prepare_rows(rows.chosen(np.flatnonzero(served)), self.references, self._settings)
             outputs = evaluate(network, given.graphs.to(self._device)).double().cpu().numpy()
             left_out = outputs[given.fold, np.arange(len(given.fold))]  # (n, n_outputs)
@@ -190,7 +197,12 @@ class _Training:
             np.concatenate(errors), of_members, host_of_row, sizes, n_members=self._settings.n_members
         )
         found = calibrate(of_mean, of_members, host_of_row, sizes, scales=self.references.scales)
-        return found if before is None else found.completed(before.calibration, set(host_of_row.tolist()))
+        if before is None:
+            return found
+        hosts_of_references = self.references.hosts
+        return found.completed(
+            before.calibration, lambda host, k: domain_of(self.domains, hosts_of_references[host], k) in measured
+        )
 
     def checkpoint(self, descent: Descent) -> bytes:
         """The state as safetensors bytes."""
@@ -312,7 +324,8 @@ class _Training:
     def _epochs(self, domain: Domain, phase: int) -> int:
         """Epochs of a phase of a domain, at most."""
         share = DRAWN_PASSES if phase else 1.0
-        if not phase and self._network_before(domain) is None and defects_served_else(self.domains, domain):
+        is_new = self._start_from is None or domain not in self._start_from.domains
+        if not phase and is_new and defects_served_else(self.domains, domain):
             share = AFTER_FEWER
         return max(1, round(share * self._settings.epochs))
 

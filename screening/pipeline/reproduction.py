@@ -308,7 +308,8 @@ def _metrics(evaluation: Evaluation) -> tuple[CardMetric, ...]:
 def _yardsticks(evaluation: Evaluation, learnt: LabelledFiles) -> tuple[CardYardstick, ...]:
     """Errors of the yardsticks; none where there are too few rows to fit them to."""
     wanted = [name for name in _SHOWN_BESIDE_YARDSTICKS if name in evaluation.properties]
-    if not wanted or learnt.n_rows < FEWEST_ROWS * len(learnt.subsets):
+    n_learnt = np.bincount(learnt.group_of_row, minlength=len(learnt.subsets))
+    if not wanted or not (n_learnt[np.unique(evaluation.rows.group_of_row)] >= FEWEST_ROWS).any():
         return ()
     yardsticks = fit_yardsticks(evaluation, learnt, properties=wanted, on_progress=lambda text: None)
     return tuple(

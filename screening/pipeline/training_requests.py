@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from screening.learning.settings import TrainingSettings
 
 SMALLEST_TRAINING_SET = 10
-RETRAINING_EPOCHS = 90  # a finished model needs fewer than the 300 of a new one
+RETRAINING_EPOCHS = 90  # a finished model needs fewer than a new one
 
 
 @dataclass(frozen=True)

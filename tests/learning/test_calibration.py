@@ -236,12 +236,19 @@ def test_a_calibration_of_some_hosts_is_completed_by_an_earlier_one() -> None:
     """Retrained on host 1, with host 2 new; five defects where there were three."""
     earlier = uniform_calibration(np.array([0.3]), np.array([2.0]), n_hosts=2)
     table = np.arange(1.0, 21.0).reshape(4, 5, 1)  # hosts 0, 1, 2 and any other
-    found = Calibration(table, table, table).completed(earlier, {1, 2})
+    found = Calibration(table, table, table).completed(earlier, lambda host, k: host > 0)
     assert found.floors[:, :, 0].tolist() == [[0.3] * 5, [6, 7, 8, 9, 10], [11, 12, 13, 14, 15], [0.3] * 5]
     assert found.factors[0, 4, 0] == 2.0
-    smaller = earlier.completed(Calibration(table, table, table), {0})
+    smaller = earlier.completed(Calibration(table, table, table), lambda host, k: host == 0)
     assert smaller.floors[0, :, 0].tolist() == [0.3] * 5
     assert smaller.floors[1, :, 0].tolist() == [6, 7, 8, 9, 10]
+
+
+def test_numbers_of_defects_that_were_not_measured_keep_what_they_had() -> None:
+    earlier = uniform_calibration(np.array([0.3]), np.array([2.0]), n_hosts=1)
+    table = np.arange(1.0, 11.0).reshape(2, 5, 1)
+    found = Calibration(table, table, table).completed(earlier, lambda host, k: k <= 3)
+    assert found.floors[0, :, 0].tolist() == [1, 2, 3, 0.3, 0.3]
 
 
 def cross_fitted(n: int, *, seed: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 from screening.defects.catalogue import catalogue_host
 from screening.defects.defect_types import Configuration, DefectType
-from screening.defects.host import Supercell
+from screening.defects.host import Host, Supercell
 from screening.learning.dataset import LabelledRows
+from screening.learning.references import output_labels, outputs_of
 from screening.learning.relatives import correspond, rows_of_relatives
+from screening.learning.teaching import draw_rows, label_drawn
 from tests.learning.synthetic import labelled_rows
 
 
@@ -73,14 +73,60 @@ def test_rows_come_from_relatives_with_the_same_defects_and_not_from_validation(
         is_validation=np.concatenate([rows.is_validation, rows.is_validation]),
         group_of_row=np.repeat([0, 1], 40),
     )
-    found = rows_of_relatives(both, supercell)
-    assert found is not None
+    codes = {code for c in rows.configurations for code in c.defect_types}
+    outputs = outputs_of(rows.properties)
+    found = rows_of_relatives(both, supercell, codes=codes, outputs=outputs)
     learnt = np.flatnonzero(~rows.is_validation)
     assert [names(c) for c in found.configurations] == [names(rows.configurations[row]) for row in learnt]
-    np.testing.assert_allclose(found.labels, rows.labels[learnt] + 1.0)
-    only_vacancies = np.array([all(code % 128 == 0 for code in c.defect_types) for c in rows.configurations])
-    few = replace(both, is_validation=np.concatenate([~only_vacancies, rows.is_validation]))
-    fewer = rows_of_relatives(few, supercell)
-    assert fewer is not None
+    np.testing.assert_allclose(found.labels, output_labels(both, outputs)[40 + learnt])
+    vacancies = {code for code in codes if code % 128 == 0}
+    fewer = rows_of_relatives(both, supercell, codes=vacancies, outputs=outputs)
+    assert 0 < len(fewer.configurations) < len(found.configurations)
     assert all(name.startswith("v_") for c in fewer.configurations for name in names(c))
-    assert rows_of_relatives(rows, supercell) is None
+    assert rows_of_relatives(rows, supercell, codes=codes, outputs=outputs).configurations == ()
+
+
+def test_a_property_that_a_relative_does_not_know_is_no_obstacle() -> None:
+    rows = labelled_rows(40)
+    (supercell,) = rows.supercells
+    relative = Supercell.parse(catalogue_host("WSe2"), "4x4")
+    back = correspond(relative, supercell)
+    assert back is not None
+    unknown = rows.labels.copy()
+    unknown[:, 2] = np.nan
+    both = LabelledRows(
+        supercells=(supercell, relative),
+        supercell_of_row=np.repeat([0, 1], 40),
+        configurations=rows.configurations + tuple(back.translate(c) for c in rows.configurations),
+        properties=rows.properties,
+        labels=np.concatenate([rows.labels, unknown]),
+        is_validation=np.zeros(80, np.bool_),
+        group_of_row=np.repeat([0, 1], 40),
+    )
+    drawn = draw_rows(rows, n_drawn=60, seed=1)
+    labels, _ = label_drawn(rows, outputs_of(rows.properties), drawn, n_members=3, others=both, seed=1)
+    assert np.isfinite(labels[0]).all()
+
+
+def host_with(host: Host, *, height: float = 1.0, swapped: bool = False) -> Host:
+    """The host with another vacuum, or with its two atoms at each other's places."""
+    lattice, positions = host.lattice.copy(), host.positions.copy()
+    lattice[2] *= height
+    positions[:, 2] /= height
+    species = host.species[::-1] if swapped else host.species
+    return Host(f"{host.name} again", lattice, species, positions, host.is_layer, host.source)
+
+
+def test_the_vacuum_does_not_matter() -> None:
+    here = Supercell.parse(catalogue_host("MoS2"), "4x4")
+    there = Supercell.parse(host_with(catalogue_host("WSe2"), height=1.7), "4x4")
+    assert correspond(here, there) is not None
+
+
+def test_in_a_flat_layer_elements_tell_which_sites_correspond() -> None:
+    here = Supercell.parse(catalogue_host("h-BN"), "4x4")
+    there = Supercell.parse(host_with(catalogue_host("h-BN"), swapped=True), "4x4")
+    correspondence = correspond(here, there)
+    assert correspondence is not None
+    assert {site: here.species[s] for site, s in enumerate(correspondence.sites)} == dict(enumerate(there.species))
+    assert all(a == b for a, b in correspondence.elements.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -11,9 +12,11 @@ import torch
 from screening.errors import InputError
 from screening.learning.artifacts import ensemble_from_bytes, ensemble_to_bytes
 from screening.learning.dataset import LabelledRows
-from screening.learning.descent import Descent
+from screening.learning.descent import Descent, evaluate
+from screening.learning.domain_rows import group_weights
 from screening.learning.ensemble import Domain, Ensemble
 from screening.learning.gnn import Architecture, SparseDefectNetwork
+from screening.learning.graph import pair_table, ragged_graphs
 from screening.learning.references import fit_references
 from screening.learning.scorer import score_configurations
 from screening.learning.settings import TrainingSettings
@@ -178,6 +181,66 @@ def test_many_results_of_few_defects_have_a_network_of_their_own(
     assert train_ensemble(rows, settings, seed=0, on_progress=lambda p, c: None, start_from=ensemble).domains == (
         Domain("MoS2"),
     )
+
+
+def test_results_of_few_defects_alone_can_be_learnt_by_a_model_that_has_a_network_for_them(
+    rows: LabelledRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network for many defects learns these results too and serves none of them: its error bars stay."""
+    monkeypatch.setattr("screening.learning.domain_rows.SPARSE", 2)
+    monkeypatch.setattr("screening.learning.domain_rows.FEWEST_SPARSE_ROWS", 100)
+    settings = replace(SMALL, epochs=3)
+    trained = train_ensemble(rows, settings, seed=0, on_progress=lambda p, c: None)
+    few = rows.chosen(np.flatnonzero(rows.n_defects <= 2))
+    for changed in (None, [("MoS2", 2)]):
+        retrained = train_ensemble(
+            few, settings, seed=0, on_progress=lambda p, c: None, start_from=trained, changed=changed
+        )
+        of_three = [e.calibration.factors[0, 2] for e in (trained, retrained)]
+        np.testing.assert_array_equal(*of_three)
+
+
+def test_what_was_learnt_stays_though_new_results_all_have_one_value(ensemble: Ensemble, rows: LabelledRows) -> None:
+    labels = rows.labels[:40].copy()
+    labels[:, 2] = 1.25
+    same = replace(rows.chosen(np.arange(40)), labels=labels)
+    settings = replace(SMALL, epochs=2)
+    retrained = train_ensemble(same, settings, seed=0, on_progress=lambda p, c: None, start_from=ensemble)
+    before, after = (np.abs(errors_of(e, rows)[:, 2]).mean() for e in (ensemble, retrained))
+    assert after < 3 * before
+    assert not retrained.networks[0].silent_outputs().any()
+
+
+def test_what_never_varies_in_a_host_is_its_mean_there_and_learnt_elsewhere() -> None:
+    both = rows_of_two_hosts(160)
+    labels = both.labels.copy()
+    labels[both.supercell_of_row == 0, 2] = 0.75
+    trained = train_ensemble(
+        replace(both, labels=labels), replace(SMALL, epochs=20), seed=0, on_progress=lambda p, c: None
+    )
+    assert [n.silent_outputs().tolist() for n in trained.networks] == [[False, True], [False, False]]
+    mean, _ = score_configurations(trained, both.supercells[0], both.configurations[:9], device="cpu")
+    np.testing.assert_allclose(mean[:, 2], 0.75, atol=1e-9)
+    mean, _ = score_configurations(trained, both.supercells[1], both.configurations[:9], device="cpu")
+    assert mean[:, 2].std() > 0.05
+
+
+def test_outputs_are_scaled_without_another_operation(ensemble: Ensemble, rows: LabelledRows) -> None:
+    network = deepcopy(ensemble.networks[0])
+    graphs = ragged_graphs([pair_table(rows.supercells[0])], np.zeros(20, np.int64), rows.configurations[:20])
+    factors = torch.tensor([2.0, 0.25])
+    before = evaluate(network, graphs)
+    network.scale_outputs(factors)
+    torch.testing.assert_close(evaluate(network, graphs), before * factors)
+
+
+def test_rows_that_another_network_serves_are_drawn_as_often_as_the_others_together() -> None:
+    groups, is_served_else = np.repeat([0, 1, 2], [900, 100, 25]), np.repeat([True, False], [900, 125])
+    weights = group_weights(groups, is_served_else=is_served_else)
+    assert weights[is_served_else].sum() == pytest.approx(weights[~is_served_else].sum())
+    assert weights[groups == 1].sum() == pytest.approx(2 * weights[groups == 2].sum())
+    plain = group_weights(groups, is_served_else=np.zeros(1025, np.bool_))
+    assert plain[groups == 0].sum() == pytest.approx(3 * plain[groups == 1].sum())
 
 
 def test_rows_for_validation_are_not_looked_at(rows: LabelledRows) -> None:
