@@ -198,8 +198,8 @@ QUERIES = {
     "more than there are": {"limit": 100_000},
     "few defects": {"limit": 30, "max_defects": 2},
     "windows": {"windows": ((GAP, 0.9, 1.6), (ENERGY, None, 4.0)), "limit": 40},
-    "more than match": {"windows": ((GAP, 0.6, 1.8),), "limit": 5000, "confidence": 0.8},
-    "little confidence": {"windows": ((GAP, 0.9, 1.0),), "confidence": 0.11, "limit": 70, "sort": GAP},
+    "more than match": {"windows": ((GAP, 0.6, 1.6),), "limit": 5000, "confidence": 0.8},
+    "little confidence": {"windows": ((GAP, 0.8, 1.0),), "confidence": 0.11, "limit": 70, "sort": GAP},
     "no match": {"windows": ((GAP, 90.0, None),), "limit": 10},
     "by probability": {"windows": ((GAP, 0.9, 1.1),), "sort": "probability", "limit": 60, "confidence": 0.22},
     "by probability, nearly all the same": {
@@ -444,7 +444,7 @@ def test_a_campaign_that_keeps_all_that_match_answers_every_narrower_query(proje
     for other in (
         query_of("more than match", sort=GAP, direction="highest", limit=30),
         query_of("more than match", confidence=0.9, max_defects=2),
-        query_of("more than match", windows=((GAP, 0.65, 1.7), (ENERGY, None, 5.0))),
+        query_of("more than match", windows=((GAP, 0.65, 1.5), (ENERGY, None, 5.0))),
     ):
         expected = ranked(project.engine, whole, other)
         with session_scope(project.engine) as session:
