@@ -14,14 +14,8 @@ from screening.defects.defect_types import Configuration
 from screening.defects.host import Supercell
 from screening.defects.symmetry import find_symmetry
 from screening.learning import environment_kernel
-from screening.learning.environment_kernel import (
-    Lesson,
-    describe,
-    fit_environment_kernels,
-    likeness,
-    predict_all,
-    self_likeness,
-)
+from screening.learning.environment_kernel import Lesson, fit_environment_kernels, predict_all
+from screening.learning.environments import describe, likeness, self_likeness
 from screening.learning.graph import pair_table
 from screening.learning.pair_columns import PairColumns, pair_columns
 from tests.learning.synthetic import labelled_rows
