@@ -190,12 +190,13 @@ def _fit(grid: _Grid, labels: NDArray[np.float64], folds: NDArray[np.int64], n_m
     parameters, scale = _tune(grid, z)
     tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in parameters.items()}
     covariance = _covariance(grid.rows, grid.rows, _parts(grid.rows, grid.rows, scale), tensors)
-    covariance += torch.diag(_robust_noise(covariance, _noise(grid.rows, tensors), z))
+    noise = _noise(grid.rows, tensors)
     weights = torch.zeros(len(z), n_members, dtype=torch.float64)
     for member in range(n_members):
         kept = torch.from_numpy(np.flatnonzero((folds != member) | is_foreign))
         if len(kept):
-            factor = _cholesky(covariance[kept][:, kept])
+            of_kept = covariance[kept][:, kept]
+            factor = _cholesky(of_kept + torch.diag(_robust_noise(of_kept, noise[kept], z[kept])))
             weights[kept, member] = torch.cholesky_solve(z[kept, None], factor)[:, 0]
     return EnvironmentKernel(grid.rows, parameters, scale, mean, std, weights)
 

@@ -219,6 +219,12 @@ class SparseDefectNetwork(nn.Module):
             layer.weight.mul_(of_layer)
             layer.bias.mul_(of_layer)
 
+    @torch.no_grad()
+    def shift_outputs(self, by: Tensor) -> None:
+        """Add by (m, o) to all that it will ever say."""
+        self.node_energy.bias.add_(by[:, None, :1])
+        self.read_out.bias.add_(by[:, None, 1:])
+
     def silent_outputs(self) -> Tensor:
         """(o,) bool: outputs that are 0 whatever it sees, as `scale_outputs` has made them."""
         total = self.pair_outputs.weight.abs().sum(dim=(0, 1))

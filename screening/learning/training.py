@@ -239,7 +239,7 @@ class _Training:
         """Both phases of one domain."""
         number = self.domains.index(domain)
         generator = torch.Generator().manual_seed(self._seed + number)
-        left_out = self._on_device(given, left_out=True)
+        learnt, left_out = (self._on_device(given, left_out=which) for which in (False, True))
         units = torch.from_numpy(given.units).float().to(self._device)
         network = self._network_before(domain) or self._network_of_fewer(domain)
         if network is None:
@@ -247,10 +247,11 @@ class _Training:
         else:
             network.scale_outputs(torch.where(units > 0, 1.0 / units, 1.0))
         if self._phase == 0:
+            if self._network_before(domain) is None:
+                network.shift_outputs(_mean_residuals(evaluate(network, left_out.graphs), learnt.targets))
             descent = Descent(network, self._settings, generator)
             if self._start_from is not None:  # what it starts from is the first to be kept
                 descent.keep_best(evaluate(descent.averaged, left_out.graphs), left_out)
-            learnt = self._on_device(given, left_out=False)
             self._descend(descent, domain, given, learnt, left_out)
             network, self._phase = descent.best, 1
         drawn = self._draw(given)
@@ -434,3 +435,11 @@ class _Training:
         )
         group = torch.from_numpy(given.group).to(self._device)
         return Rows(given.graphs.to(self._device), targets, weights, group, spreads)
+
+
+def _mean_residuals(outputs: Tensor, targets: Tensor) -> Tensor:
+    """(m, o): what outputs (m, n, o) lack in the mean of the known targets; 0 where none is known.
+
+    A network begins with it: levels of dense configurations lie up to ten units from those of sparse ones.
+    """
+    return torch.nan_to_num((targets - outputs).nanmean(dim=1))
