@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ArchiveLimits",
     "archive_members",
+    "grouped_structure",
     "is_archive",
     "parse_cif",
     "parse_structures",
@@ -144,7 +145,7 @@ def write_structure(path: Path, supercell: Supercell, configuration: Configurati
         FileFormatError: the name says no format.
     """
     title = f"{supercell.host.name} {supercell.label} {configuration.composition}"
-    species, positions = _grouped(*supercell.structure(configuration))
+    species, positions = grouped_structure(supercell, configuration)
     if path.suffix == ".cif":
         path.write_text(_cif_text(title, supercell.lattice, species, positions))
         return
@@ -162,8 +163,14 @@ def write_structure(path: Path, supercell: Supercell, configuration: Configurati
             write_xyz(stream, atoms)
 
 
-def _grouped(species: tuple[str, ...], positions: NDArray[np.float64]) -> tuple[tuple[str, ...], NDArray[np.float64]]:
-    """Bring atoms of one species together, as VASP's POTCAR wants them, in the order of their first atoms."""
+def grouped_structure(
+    supercell: Supercell, configuration: Configuration
+) -> tuple[tuple[str, ...], NDArray[np.float64]]:
+    """Species and ideal positions (n_atoms, 3), angstrom, of a configuration, atoms of one species together.
+
+    So VASP's POTCAR wants them; the species come in the order of their first sites.
+    """
+    species, positions = supercell.structure(configuration)
     first = {symbol: i for i, symbol in enumerate(dict.fromkeys(species))}
     order = sorted(range(len(species)), key=lambda i: first[species[i]])
     return tuple(species[i] for i in order), positions[order]
