@@ -1,8 +1,9 @@
 """VASP runs as results: ``vasprun.xml``, plain or gzipped.
 
 Taken are the energy for zero smearing, the final structure, HOMO, LUMO and gaps per spin channel over all k-points,
-and the magnetisation of a spin-polarised run. A run that is cut short is an error; one that did not converge, or
-whose cell is charged, is read, but with a problem instead of an energy.
+and the magnetisation of a spin-polarised run. A run that did not converge, whose cell is charged, or that was cut
+short is read, but with a problem instead of an energy: a file says what is calculated, and how, before its first
+ionic step. One that is cut short before that is an error.
 
 What makes energies comparable is read as well: functional, cutoff, spin, spin-orbit coupling, k-points, and for each
 element its pseudopotential and Hubbard U. The level of theory is made of the former; the latter are kept in its
@@ -14,10 +15,12 @@ from __future__ import annotations
 import gzip
 import math
 import re
+import tempfile
 import warnings
 import zlib
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -35,6 +38,8 @@ from screening.errors import FileFormatError
 if TYPE_CHECKING:
     from pymatgen.io.vasp.outputs import Vasprun
 
+CUT_SHORT = "it is cut short"  # begins the problem of such a run
+
 _SAME_CHARGE = 1e-3  # electrons
 _BULK_SYMPREC = 0.02  # angstrom; a relaxed bulk supercell keeps its translations far better, a defect breaks them
 _PER_ELEMENT = ("pseudopotentials", "hubbard_u")
@@ -42,10 +47,10 @@ _TYPE_ROW = re.compile(r"<rc><c>\s*(\d+)\s*</c><c>[^<]*</c><c>[^<]*</c><c>\s*([\
 
 
 def read_vasprun(path: Path) -> FoundResult:
-    """Read a finished run.
+    """Read a run; one that cannot be used, or was cut short, with the problem instead of an energy.
 
     Raises:
-        FileFormatError: the file is cut short, or is no output of a total-energy calculation.
+        FileFormatError: the file ends before its first ionic step, or is no output of a total-energy calculation.
     """
     from pymatgen.io.vasp.outputs import Vasprun
 
@@ -54,23 +59,61 @@ def read_vasprun(path: Path) -> FoundResult:
             warnings.simplefilter("ignore")  # pymatgen warns of what is checked here: convergence, energies, POTCARs
             run = Vasprun(path, parse_dos=False, parse_potcar_file=False)
             energy, problem = _energy_of(run, path)
-            found = run.final_structure
+            structure, level = _structure_of(run, path), _level_of(run)
+            if problem is not None:
+                return FoundResult(path.name, math.nan, structure, level=level, problem=problem)
+            return FoundResult(path.name, energy, structure, properties=_properties(run), level=level)
     except (SyntaxError, EOFError, zlib.error, gzip.BadGzipFile) as error:  # XML parsers raise SyntaxError
-        raise FileFormatError(f"{path} is cut short or no vasprun.xml ({error}); fetch it again") from error
+        partial = read_partial(path)
+        if partial is None:
+            raise FileFormatError(f"{path} is cut short or no vasprun.xml ({error}); fetch it again") from error
+        return partial
     except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
         raise FileFormatError(
             f"{path} is no complete total-energy calculation ({type(error).__name__}: {error}); run it to its end"
         ) from error
-    structure = Structure(
-        path.name,
-        np.array(found.lattice.matrix, np.float64),
-        tuple(str(site.specie.symbol) for site in found),
-        np.array(found.frac_coords, np.float64),
+
+
+def read_partial(path: Path) -> FoundResult | None:
+    """What a run that was cut short says of itself: initial structure, level, and how far it came as its problem.
+
+    None where the file ends before its first ionic step, or is none of VASP.
+    """
+    content = _read_what_is_there(path)
+    header, began, steps = content.partition(b"<calculation>")
+    if not began:
+        return None
+    n_steps = steps.count(b"</calculation>")
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        whole = Path(folder) / "vasprun.xml"
+        whole.write_bytes(header + b"</modeling>\n")
+        try:
+            run = _header_type()(whole, parse_dos=False, parse_potcar_file=False)
+            structure, level = _structure_of(run, path), _level_of(run)
+        except (SyntaxError, KeyError, IndexError, AttributeError, TypeError, ValueError):  # no header of VASP
+            return None
+    problem = (
+        f"{CUT_SHORT} after {n_steps} ionic step{'' if n_steps == 1 else 's'}; fetch it again or run it to its end"
     )
-    level = _level_of(run)
-    if problem is not None:
-        return FoundResult(path.name, math.nan, structure, level=level, problem=problem)
-    return FoundResult(path.name, energy, structure, properties=_properties(run), level=level)
+    return FoundResult(path.name, math.nan, structure, level=level, problem=problem)
+
+
+def differences(run: LevelOfTheory, reference: LevelOfTheory) -> list[str]:
+    """What two levels disagree on, in words: `cutoff 400 against 520`; empty where energies are comparable."""
+    found = []
+    if run.functional != reference.functional:
+        found.append(f"functional {run.functional} against {reference.functional}")
+    ours, theirs = dict(run.settings), dict(reference.settings)
+    for key in sorted((ours.keys() | theirs.keys()) - set(_PER_ELEMENT)):
+        if ours.get(key) != theirs.get(key):
+            found.append(f"{key} {_shown(ours.get(key))} against {_shown(theirs.get(key))}")
+    for kind in _PER_ELEMENT:
+        one, other = (cast("Mapping[str, Any]", settings.get(kind, {})) for settings in (ours, theirs))
+        for element in sorted(one.keys() & other.keys()):
+            if one[element] != other[element]:
+                found.append(f"{kind} of {element} {_shown(one[element])} against {_shown(other[element])}")
+    return found
 
 
 def agree(one: Mapping[str, Any], other: Mapping[str, Any]) -> int | None:
@@ -103,6 +146,40 @@ def host_of_bulk(structure: Structure, name: str | None = None) -> Host | None:
     species = tuple(symbol_of(number) for number in found[2])
     host = Host.from_cell(name or "bulk", lattice, species, positions, source="primitive cell of a bulk run of VASP")
     return host if name else replace(host, name=host.formula)
+
+
+@lru_cache
+def _header_type() -> type[Vasprun]:
+    """A run that is parsed without a step; pymatgen asks each whether it has converged."""
+    from pymatgen.io.vasp.outputs import Vasprun
+
+    return type("_Header", (Vasprun,), {"converged": True})
+
+
+def _read_what_is_there(path: Path) -> bytes:
+    """The content of a file, unpacked; of an archive that is cut short what can be unpacked."""
+    content = path.read_bytes()
+    if path.suffix != ".gz":
+        return content
+    try:
+        return zlib.decompressobj(wbits=31).decompress(content)  # 31: with the head of gzip
+    except zlib.error:
+        return b""
+
+
+def _structure_of(run: Vasprun, path: Path) -> Structure:
+    """The last structure of a run."""
+    found = run.final_structure
+    return Structure(
+        path.name,
+        np.array(found.lattice.matrix, np.float64),
+        tuple(str(site.specie.symbol) for site in found),
+        np.array(found.frac_coords, np.float64),
+    )
+
+
+def _shown(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else "not given" if value is None else str(value)
 
 
 def _energy_of(run: Vasprun, path: Path) -> tuple[float, str | None]:

@@ -1,4 +1,5 @@
 import gzip
+import re
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ from pymatgen.io.vasp.outputs import Vasprun
 
 from screening.defects.host import Supercell
 from screening.defects.matching import Matcher, find_supercell
-from screening.dft.vasp import agree, host_of_bulk, merge, read_vasprun
+from screening.dft.vasp import agree, differences, host_of_bulk, merge, read_vasprun
 from screening.errors import FileFormatError
 
 RUNS = [f"{name}/{part}" for name in ("GaN_Mg_Ga", "GaN_v_N") for part in ("bulk", "defect")]
@@ -95,21 +96,78 @@ def test_relaxed_defects_are_found(shared_data: Path, name: str, label: str) -> 
     assert Matcher(supercell).match(defect).composition == label
 
 
-@pytest.mark.parametrize("share", [0.02, 0.5, 0.999])
-def test_a_run_cut_short_is_refused(shared_data: Path, tmp_path: Path, share: float) -> None:
-    text = gzip.decompress(run_of(shared_data, "GaN_v_N/bulk").read_bytes())
-    path = tmp_path / "vasprun.xml"
-    path.write_bytes(text[: int(share * len(text))])
-    with pytest.raises(FileFormatError, match="cut short"):
-        read_vasprun(path)
+def written(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
 
 
-def test_a_gzip_cut_short_is_refused(shared_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("share", [0.05, 0.4, 0.9, 0.9999])
+def test_a_run_cut_short_says_what_it_calculates_and_how_far_it_came(
+    shared_data: Path, tmp_path: Path, share: float
+) -> None:
+    whole = run_of(shared_data, "GaN_v_N/defect")
+    text = gzip.decompress(whole.read_bytes())
+    head = text[: int(share * len(text))]
+    found, complete = read_vasprun(written(tmp_path / "vasprun.xml", head)), read_vasprun(whole)
+    n_steps = head.count(b"</calculation>")
+    assert found.problem == f"it is cut short after {n_steps} ionic steps; fetch it again or run it to its end"
+    assert np.isnan(found.energy)
+    assert found.level == complete.level
+    start = Vasprun(whole, parse_dos=False, parse_potcar_file=False).initial_structure
+    assert found.structure is not None
+    assert found.structure.positions == pytest.approx(start.frac_coords)
+    assert found.structure.species == tuple(site.specie.symbol for site in start)
+
+
+def test_of_an_archive_cut_short_what_can_be_unpacked_is_read(shared_data: Path, tmp_path: Path) -> None:
     content = run_of(shared_data, "GaN_v_N/bulk").read_bytes()
-    path = tmp_path / "vasprun.xml.gz"
-    path.write_bytes(content[:-200])
+    found = read_vasprun(written(tmp_path / "vasprun.xml.gz", content[:-200]))
+    assert found.problem is not None
+    assert found.problem.startswith("it is cut short after ")
+
+
+@pytest.mark.parametrize("n_bytes", [0, 40, 3000, 15000])
+def test_a_run_cut_short_before_its_first_step_is_refused(shared_data: Path, tmp_path: Path, n_bytes: int) -> None:
+    text = gzip.decompress(run_of(shared_data, "GaN_v_N/bulk").read_bytes())
+    assert n_bytes < text.index(b"<calculation>")
     with pytest.raises(FileFormatError, match="cut short"):
-        read_vasprun(path)
+        read_vasprun(written(tmp_path / "vasprun.xml", text[:n_bytes]))
+
+
+def test_levels_that_differ_say_in_what(shared_data: Path, tmp_path: Path) -> None:
+    level = read_vasprun(run_of(shared_data, "GaN_v_N/defect")).level
+    text = gzip.decompress(run_of(shared_data, "GaN_v_N/defect").read_bytes())
+    changed = text.replace(b"PAW_PBE N 08Apr2002", b"PAW_PBE N_s 07Sep2000")
+    changed = re.sub(rb'(name="ENMAX">\s*)420', rb"\g<1>400", changed)
+    other = read_vasprun(written(tmp_path / "vasprun.xml", changed)).level
+    assert level is not None
+    assert other is not None
+    assert differences(level, level) == []
+    assert differences(other, level) == [
+        "cutoff 400 against 420",
+        "pseudopotentials of N PAW_PBE N_s 07Sep2000 against PAW_PBE N 08Apr2002",
+    ]
+
+
+def test_a_metal_has_no_gap(shared_data: Path, tmp_path: Path) -> None:
+    text = gzip.decompress(run_of(shared_data, "GaN_v_N/bulk").read_bytes()).decode()
+    kpoint = re.compile(r'<set comment="kpoint 1">(.*?)</set>', re.DOTALL)
+
+    def with_a_second(found: re.Match[str]) -> str:  # the same bands, all of them 6 eV higher
+        higher = re.sub(r"<r>\s*(\S+)", lambda row: f"<r> {float(row[1]) + 6.0:.4f}", found[1])
+        return f'{found[0]}<set comment="kpoint 2">{higher}</set>'
+
+    text = re.sub(r"<eigenvalues>.*?</eigenvalues>", lambda b: kpoint.sub(with_a_second, b[0]), text, flags=re.DOTALL)
+    text = re.sub(r'(<varray name="kpointlist" >\s*)(<v>.*?</v>)', r"\1\2\2", text)
+    text = re.sub(r'(<varray name="weights" >\s*)<v>.*?</v>', r"\1<v> 0.5 </v><v> 0.5 </v>", text)
+    insulator = read_vasprun(run_of(shared_data, "GaN_v_N/bulk")).properties
+    metal = read_vasprun(written(tmp_path / "vasprun.xml", text.encode()))
+    assert metal.problem is None
+    assert 0.0 < insulator["homo_lumo_gap_min"] < 6.0
+    gaps = [metal.properties[f"homo_lumo_gap_{kind}"] for kind in ("min", "majority", "minority")]
+    assert gaps == [0.0, 0.0, 0.0]
+    assert metal.properties["homo"] == pytest.approx(insulator["homo"] + 6.0)
+    assert metal.properties["lumo"] == pytest.approx(insulator["lumo"])
 
 
 def test_a_run_without_a_calculation_is_refused(shared_data: Path, tmp_path: Path) -> None:
