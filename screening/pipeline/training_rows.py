@@ -171,9 +171,11 @@ def groups_of(supercell_ids: Sequence[int], datasets: Sequence[str]) -> NDArray[
 
 
 def _digest(rows: LabelledRows, result_ids: NDArray[np.int64]) -> str:
-    """SHA-256 of ids, roles and labels as little-endian bytes, and of the names of the labels."""
+    """SHA-256 of ids, roles, folds and labels as little-endian bytes, and of the names of the labels."""
     digest = hashlib.sha256(" ".join(rows.properties).encode())
-    for array, kind in ((result_ids, "<i8"), (rows.is_validation, "|u1"), (rows.labels, "<f8")):
+    for array, kind in (
+        (result_ids, "<i8"), (rows.is_validation, "|u1"), (rows.fold, "<i8"), (rows.labels, "<f8"),
+    ):  # fmt: skip
         digest.update(np.ascontiguousarray(array, dtype=kind).tobytes())
     return digest.hexdigest()
 

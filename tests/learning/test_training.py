@@ -234,6 +234,15 @@ def test_outputs_are_scaled_without_another_operation(ensemble: Ensemble, rows: 
     torch.testing.assert_close(evaluate(network, graphs), before * factors)
 
 
+def test_outputs_are_shifted_for_each_member(ensemble: Ensemble, rows: LabelledRows) -> None:
+    network = deepcopy(ensemble.networks[0])
+    graphs = ragged_graphs([pair_table(rows.supercells[0])], np.zeros(20, np.int64), rows.configurations[:20])
+    by = torch.arange(2.0 * ensemble.n_members).reshape(-1, 2) - 1.0
+    before = evaluate(network, graphs)
+    network.shift_outputs(by)
+    torch.testing.assert_close(evaluate(network, graphs), before + by[:, None])
+
+
 def test_rows_that_another_network_serves_are_drawn_as_often_as_the_others_together() -> None:
     groups, is_served_else = np.repeat([0, 1, 2], [900, 100, 25]), np.repeat([True, False], [900, 125])
     weights = group_weights(groups, is_served_else=is_served_else)
