@@ -128,14 +128,19 @@ def read_result_table(path: Path) -> list[FoundResult]:
 
 def _from_frame(atoms: Atoms, structure: Structure) -> FoundResult:
     given: dict[str, Any] = {**(atoms.calc.results if atoms.calc is not None else {}), **atoms.info}
+    return result_of_values(structure.name, structure, given)
+
+
+def result_of_values(name: str, structure: Structure, given: Mapping[str, Any]) -> FoundResult:
+    """The result that a frame of extxyz or a row of an ASE database is, from its values by name."""
     if not given.get("converged", True):
-        return FoundResult(structure.name, math.nan, structure, problem="the file says that it is not converged")
+        return FoundResult(name, math.nan, structure, problem="the file says that it is not converged")
     try:
         energy = _number(given.get("energy"), "energy")
         properties = {name: _number(given[name], name) for name in _GIVEN if name in given}
     except InputError as error:
-        return FoundResult(structure.name, math.nan, structure, problem=str(error))
-    return FoundResult(structure.name, energy, structure, properties=properties)
+        return FoundResult(name, math.nan, structure, problem=str(error))
+    return FoundResult(name, energy, structure, properties=properties)
 
 
 def _read_rows(path: Path) -> list[dict[str, str | None]]:

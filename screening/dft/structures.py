@@ -38,6 +38,7 @@ __all__ = [
     "parse_structures",
     "read_host",
     "read_structures",
+    "structure_of_atoms",
     "write_structure",
 ]
 
@@ -215,7 +216,7 @@ def _parse_poscar(text: str, name: str) -> list[Structure]:
             f"POSCAR {name} cannot be read ({type(error).__name__}: {error}); "
             "expected VASP 5 format with a line of species"
         ) from error
-    return [_from_atoms(atoms, name)]
+    return [structure_of_atoms(atoms, name)]
 
 
 def _parse_extxyz(text: str, name: str) -> list[Structure]:
@@ -230,7 +231,7 @@ def _parse_extxyz(text: str, name: str) -> list[Structure]:
         ) from error
     if not frames:
         raise FileFormatError(f"extxyz {name} holds no frame; expected at least one structure")
-    return [_from_atoms(atoms, frame_name) for frame_name, atoms in _named(name, frames)]
+    return [structure_of_atoms(atoms, frame_name) for frame_name, atoms in _named(name, frames)]
 
 
 def _parse_json(text: str, name: str) -> list[Structure]:
@@ -248,7 +249,7 @@ def _named(name: str, entries: list[_Entry]) -> list[tuple[str, _Entry]]:
     return [(f"{name}:{i}" if len(entries) > 1 else name, entry) for i, entry in enumerate(entries)]
 
 
-def _from_atoms(atoms: Atoms, name: str) -> Structure:
+def structure_of_atoms(atoms: Atoms, name: str) -> Structure:
     """A structure from ASE's; a layer without a third lattice vector is given vacuum."""
     lattice = np.array(atoms.cell[:], np.float64)
     positions = np.array(atoms.positions, np.float64)
