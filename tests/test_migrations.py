@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -207,13 +208,137 @@ def test_rankings_of_0002_keep_what_they_found_though_candidates_are_dropped(emp
             )
         ).all()
         assert [tuple(row) for row in rows] == [
-            (1, 2, [3, 9], [5376, 2048], 96, 0.75, None, {"host": "MoS2"}),
-            (2, 1, [7], [2048], 32, 0.5, None, {"host": "MoS2"}),
+            (1, 2, [3, 9], [5376, 2048], 96, 0.75, None, {"places": [{"host": "MoS2"}]}),
+            (2, 1, [7], [2048], 32, 0.5, None, {"places": [{"host": "MoS2"}]}),
         ]
         kept = "hosts, supercells, search_spaces, levels_of_theory, trained_models, compositions"
         numbers = {name: connection.scalar(text(f"SELECT count(*) FROM {name}")) for name in kept.split(", ")}
         assert numbers == {name: 2 if name == "compositions" else 1 for name in numbers}
         assert connection.scalar(text("SELECT count(*) FROM candidates")) == 0
+
+
+QUERIES_0004 = {
+    '{"host": "MoS2", "supercell": null, "max_defects": null, "windows": [], "sort": "formation_energy_per_site", '
+    '"direction": "lowest", "confidence": 0.5, "limit": 20}': {"places": [{"host": "MoS2"}], "limit": 20},
+    '{"host": "BP", "supercell": "6x6", "max_defects": 3, "windows": [{"property": "homo", "low": 1.0, "high": null}], '
+    '"sort": "homo", "direction": "highest", "confidence": 0.6, "limit": 7}': {
+        "places": [{"host": "BP", "supercell": "6x6"}], "max_defects": 3,
+        "windows": [{"property": "homo", "low": 1.0}], "sort": "homo", "direction": "highest", "confidence": 0.6,
+        "limit": 7,
+    },
+}  # fmt: skip
+CAMPAIGN_0004 = (
+    MODELS_0003
+    + """;
+    INSERT INTO campaigns (name, search_space_id, model_id, storage) VALUES ('c', 1, 1, 'all');
+    SELECT add_campaign_partition(1);
+    INSERT INTO arrangements (composition_id, defect_types) VALUES (1, '{2048}')"""
+)
+
+
+def add_queries_of_0004(engine: Engine) -> None:
+    ranking = (
+        "INSERT INTO rankings (model_id, search_space_id, campaign_id, query, sql) VALUES (1, 1, 1, :q, 'SELECT 1')"
+    )
+    row = (
+        "INSERT INTO ranking_rows (ranking_id, rank, candidate_id, sites, defect_types, multiplicity, probability) "
+        "SELECT id, 1, 1, '{1}', '{2048}', 1, 0.5 FROM rankings"
+    )
+    campaign = (
+        "INSERT INTO campaigns (name, search_space_id, model_id, storage, query) "
+        "VALUES (md5(:q), 1, 1, 'best', CAST(:q AS jsonb))"
+    )
+    round_ = "INSERT INTO rounds (model_id, level_id, seed, query) VALUES (1, 1, 1, :q)"
+    with engine.begin() as connection:
+        for query in QUERIES_0004:
+            for statement in (campaign, ranking, round_):
+                connection.execute(text(statement), {"q": query})
+        connection.execute(text(row))
+
+
+def test_queries_of_0004_name_their_places_after_the_upgrade_and_come_back_by_the_downgrade(
+    empty_engine: Engine,
+) -> None:
+    migrate_to(empty_engine, "0004")
+    run_script(empty_engine, CAMPAIGN_0004)
+    add_queries_of_0004(empty_engine)
+    migrate(empty_engine)
+    of = "SELECT query FROM {} WHERE query IS NOT NULL ORDER BY id"
+    with empty_engine.connect() as connection:
+        for table in ("campaigns", "rankings", "rounds"):
+            assert connection.scalars(text(of.format(table))).all() == list(QUERIES_0004.values())
+        rows = connection.execute(text("SELECT level_id, composition_id FROM ranking_rows JOIN rankings ON true"))
+        assert set(rows.all()) == {(1, 1)}
+        parts = connection.execute(text("SELECT place, campaign_id, campaign, supercell_id FROM ranking_campaigns"))
+        assert [tuple(part) for part in parts] == [(0, 1, "c", 1)] * 2
+    migrate_to(empty_engine, "0004")
+    with empty_engine.connect() as connection:
+        for table in ("campaigns", "rankings", "rounds"):
+            assert connection.scalars(text(of.format(table))).all() == [json.loads(query) for query in QUERIES_0004]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        '{"places": [{"host": "MoS2"}, {"host": "BP"}], "limit": 5}',
+        '{"places": [{"host": "MoS2"}], "required": ["v_S"], "limit": 5}',
+        '{"places": [{"host": "MoS2"}], "sort": "homo", "direction": "closest", "target": 1.0, "limit": 5}',
+    ],
+)
+def test_a_query_that_0004_does_not_know_is_not_lost_by_a_downgrade(empty_engine: Engine, query: str) -> None:
+    migrate_to(empty_engine, "0004")
+    run_script(empty_engine, CAMPAIGN_0004)
+    migrate(empty_engine)
+    with empty_engine.begin() as connection:
+        connection.execute(
+            text("INSERT INTO rounds (model_id, level_id, seed, query) VALUES (1, 1, 1, :q)"), {"q": query}
+        )
+    with pytest.raises(DBAPIError, match="design queries are stored with fields or several places that version 0004"):
+        migrate_to(empty_engine, "0004")
+
+
+def test_finished_campaigns_of_0004_get_the_index_by_arrangement_and_lose_it_by_the_downgrade(
+    empty_engine: Engine,
+) -> None:
+    migrate_to(empty_engine, "0004")
+    run_script(empty_engine, CAMPAIGN_0004)
+    with empty_engine.begin() as connection:  # finished, without the rows that its trigger would ask for
+        connection.execute(text("SET LOCAL session_replication_role = replica"))
+        connection.execute(text("UPDATE campaigns SET state = 'finished', finished_at = now()"))
+    named = "SELECT indexname FROM pg_indexes WHERE tablename = 'candidates_1' ORDER BY 1"
+    before = ["candidates_1_energy", "candidates_1_gap", "candidates_1_id"]
+    run_script(empty_engine, "SELECT index_campaign_partition(1)")
+    for revision, expected in (("head", ["candidates_1_arrangement", *before]), ("0004", before)):
+        if revision == "head":
+            migrate(empty_engine)
+        else:
+            migrate_to(empty_engine, revision)
+        with empty_engine.connect() as connection:
+            assert connection.scalars(text(named)).all() == expected
+
+
+@pytest.mark.parametrize("revision", ["0004", "0005", "0006"])
+def test_a_downgrade_gives_the_schema_of_its_version(empty_engine: Engine, revision: str) -> None:
+    migrate_to(empty_engine, revision)
+    before = {name: catalogue(empty_engine, name) for name in _CATALOGUES | _PROGRAMS}
+    migrate(empty_engine)
+    migrate_to(empty_engine, revision)
+    assert {name: catalogue(empty_engine, name) for name in _CATALOGUES | _PROGRAMS} == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE calculations SET state = 'exported'",
+        "UPDATE calculation_results SET retracted_at = now(), retraction = 'a typing error'",
+    ],
+)
+def test_what_0005_does_not_know_of_calculations_is_not_lost_by_a_downgrade(empty_engine: Engine, change: str) -> None:
+    migrate(empty_engine)
+    run_script(empty_engine, CAMPAIGN_0004)
+    run_script(empty_engine, change)
+    with pytest.raises(DBAPIError, match="calculations that run elsewhere or results that are withdrawn are stored"):
+        migrate_to(empty_engine, "0005")
 
 
 def test_rankings_are_not_lost_by_a_downgrade(empty_engine: Engine) -> None:

@@ -74,6 +74,7 @@ def store_ranking(session: Session, query: DesignQuery, table: RankedTable) -> i
     """Keep a ranking as a snapshot; its id."""
     ranking = tables.Ranking(
         model_id=table.model_id,
+        level_id=session.get_one(tables.TrainedModel, table.model_id).level_id,
         search_space_id=table.search_space_id,
         campaign_id=table.campaign_id,
         query=query.model_dump(mode="json"),

@@ -51,6 +51,20 @@ ROWS: dict[str, dict[str, Any]] = {
     "calculation_results": {"calculation_id": "calculation", "dataset": "d", "row_name": "r", "energy": -1.0},
     "ranking_rows": {"ranking_id": "ranking", "rank": 1, "candidate_id": 5, "sites": "{3}", "defect_types": "{2048}", "multiplicity": 128, "probability": 0.5},  # noqa: E501
     "model_training_results": {"model_id": "model", "result_id": "result", "role": "train"},
+    "interval_multiples": {"model_id": "model", "host": "MoS2", "n_defects": 2, "property": "homo", "multiple": 2.5},
+    "campaign_correlations": {"campaign_id": "campaign", "n_defects": 2, "property": "homo", "other": "lumo", "correlation": -0.5},  # noqa: E501
+    "ranking_campaigns": {"ranking_id": "ranking", "place": 1, "campaign_id": "campaign", "campaign": "c1", "model_id": "model", "supercell_id": "supercell", "search_space_id": "search_space"},  # noqa: E501
+    "ranking_references": {"ranking_id": "ranking", "place": 0, "element": "S", "energy": -4.1, "source": "S8", "shift": 0.0},  # noqa: E501
+    "ranking_values": {"ranking_id": "ranking", "rank": 7, "property": "homo", "mean": -5.5, "std": 0.1, "probability": 0.5},  # noqa: E501
+    "calculation_failures": {"calculation_id": "calculation", "attempt": 1, "reason": "cut short"},
+    "watched_folders": {"machine": "here", "path": "/results"},
+    "watched_files": {"folder_id": "folder", "path": "a/vasprun.xml", "size": 5, "modified": 1.5, "outcome": "growing"},
+    "designs": {"name": "d2", "query": "{}", "line_id": "line"},
+    "loops": {
+        "name": "l2", "design_id": "design", "line_id": "line", "level_id": "level", "calculator": "builtin",
+        "batch": 8, "max_calculations": 100, "patience": 2, "top": 10, "seed": 1,
+    },
+    "loop_steps": {"loop_id": "loop", "number": 1, "stage": "rank", "ranking_id": "ranking"},
 }  # fmt: skip
 _LEASED = {
     "state": {"state": "paused"},
@@ -107,13 +121,43 @@ BROKEN: dict[str, dict[str, dict[str, Any]]] = {
         "state": {"state": "lost", "decided_at": "2026-01-01"},
         "decided_at": {"state": "released"},
     },
-    "calculations": _LEASED,
+    "calculations": {
+        **_LEASED,
+        "expected_s": {"expected_s": 0.0},
+        "submitted_at": {"state": "submitted"},
+    },
+    "calculation_failures": {"attempt": {"attempt": 0}},
+    "watched_files": {
+        "outcome": {"outcome": "lost"},
+        "reason": {"outcome": "refused"},
+        "size": {"size": -1},
+    },
     "calculation_results": {
+        "retraction": {"retracted_at": "2026-01-01"},
         "split": {"split": "test"},
         "energy_is_finite": {"energy": NAN},
         "properties_are_finite": {"lumo": INFINITY},
     },
-    "ranking_rows": {"probability": {"probability": 1.5}, "defects": {"sites": "{3,4}"}},
+    "ranking_rows": {
+        "probability": {"probability": 1.5},
+        "defects": {"sites": "{3,4}"},
+        "concentration": {"concentration": -1.0},
+    },
+    "ranking_campaigns": {"place": {"place": -1}},
+    "ranking_references": {"energies_are_finite": {"shift": NAN}},
+    "ranking_values": {"distribution": {"std": -0.1}, "probability": {"probability": 1.5}},
+    "interval_multiples": {"multiple": {"multiple": 0.9}},
+    "campaign_correlations": {"correlation": {"correlation": 1.5}, "pair": {"other": "gap"}},
+    "loops": {
+        "calculator": {"calculator": "nobody"},
+        "state": {"state": "lost", "finished_at": "2026-01-01"},
+        "stage": {"stage": "sleep"},
+        "numbers": {"batch": 0},
+        "failed_has_error": {"state": "failed", "finished_at": "2026-01-01"},
+        "finished_at": {"state": "finished"},
+        "lease": {"lease_owner": "here:1"},
+    },
+    "loop_steps": {"number": {"number": 0}, "stage": {"stage": "sleep"}},
     "model_training_results": {"role": {"role": "test"}},
 }
 CASES = [(table, rule, columns) for table, rules in BROKEN.items() for rule, columns in rules.items()]
@@ -123,9 +167,14 @@ CASES = [(table, rule, columns) for table, rules in BROKEN.items() for rule, col
 def references(session: Session, ids: Any) -> dict[str, int]:
     """Ids by the name that stands for them in ROWS."""
     found: dict[str, int] = vars(ids).copy()
-    ranking = {"model_id": "model", "search_space_id": "search_space", "query": "{}", "sql": ""}
+    ranking = {"model_id": "model", "level_id": "level", "search_space_id": "search_space", "query": "{}", "sql": ""}
     found["line"] = session.execute(text("SELECT line_id FROM trained_models")).scalar_one()
     found["ranking"] = insert(session, "rankings", ranking, found)
+    insert(session, "ranking_campaigns", ROWS["ranking_campaigns"] | {"place": 0}, found)
+    insert(session, "ranking_rows", ROWS["ranking_rows"] | {"rank": 7}, found)
+    for name, table in {"folder": "watched_folders", "design": "designs", "loop": "loops"}.items():
+        first = {key: f"first of {value}" for key, value in ROWS[table].items() if key in ("name", "path")}
+        found[name] = insert(session, table, ROWS[table] | first, found)
     for name in ("configuration", "calculation", "result"):
         table = "calculation_results" if name == "result" else f"{name}s"
         columns = ROWS[table] | ({"sites": "{9}"} if "sites" in ROWS[table] else {})
@@ -273,14 +322,15 @@ def test_a_configuration_is_calculated_once_at_a_level(session: Session, referen
 def test_a_campaign_takes_its_chunks_counts_and_histograms_with_it_but_no_ranking(
     session: Session, references: dict[str, int]
 ) -> None:
-    for table in ("chunk_counts", "campaign_bins", "chunk_histograms", "ranking_rows"):
+    for table in ("chunk_counts", "campaign_bins", "chunk_histograms", "campaign_correlations"):
         insert(session, table, ROWS[table], references)
     session.execute(text("UPDATE rankings SET campaign_id = (SELECT id FROM campaigns)"))
     session.execute(text("DELETE FROM campaigns"))
-    for table in ("chunks", "chunk_counts", "campaign_bins", "chunk_histograms"):
+    for table in ("chunks", "chunk_counts", "campaign_bins", "chunk_histograms", "campaign_correlations"):
         assert session.scalar(text(f"SELECT count(*) FROM {table}")) == 0
     kept = session.execute(text("SELECT campaign_id, sites FROM rankings JOIN ranking_rows ON ranking_id = id"))
     assert kept.all() == [(None, [3])]
+    assert session.execute(text("SELECT campaign_id, campaign FROM ranking_campaigns")).all() == [(None, "c1")]
 
 
 @pytest.mark.parametrize(
@@ -300,6 +350,45 @@ def test_what_a_model_learnt_from_cannot_be_taken_away(session: Session, referen
     insert(session, "model_training_results", ROWS["model_training_results"], references)
     with pytest.raises(IntegrityError, match="fk_model_training_results_result_id"):
         session.execute(text("DELETE FROM calculation_results"))
+
+
+def test_a_calculation_has_one_result_that_stands_and_any_number_that_were_withdrawn(
+    session: Session, references: dict[str, int]
+) -> None:
+    plain = ROWS["calculation_results"]
+    for row_name in ("a", "b"):
+        withdrawn = {"row_name": row_name, "retracted_at": "2026-01-01", "retraction": "a typing error"}
+        insert(session, "calculation_results", plain | withdrawn, references)
+    insert(session, "calculation_results", plain | {"row_name": "c"}, references)
+    with pytest.raises(IntegrityError, match="uq_calculation_results_standing"):
+        insert(session, "calculation_results", plain | {"row_name": "d"}, references)
+
+
+def test_what_rests_on_a_withdrawn_result_is_shown_down_to_the_children_of_its_models(
+    session: Session, references: dict[str, int]
+) -> None:
+    insert(session, "model_training_results", ROWS["model_training_results"], references)
+    child = ROWS["trained_models"] | {"parent_id": "model", "state": "finished", "weights": b"w"}
+    child_id = insert(session, "trained_models", child, references)
+    marked = text("SELECT kind, id, result_id FROM rests_on_retracted ORDER BY kind, id")
+    assert session.execute(marked).all() == []
+    session.execute(text("UPDATE calculation_results SET retracted_at = now(), retraction = 'a typing error'"))
+    result = references["result"]
+    assert [tuple(row) for row in session.execute(marked)] == [
+        ("campaign", references["campaign"], result), ("model", references["model"], result),
+        ("model", child_id, result), ("ranking", references["ranking"], result),
+    ]  # fmt: skip
+
+
+def test_the_progress_of_a_round_counts_its_calculations_by_state(session: Session, references: dict[str, int]) -> None:
+    round_ = {"model_id": "model", "level_id": "level", "query": "{}", "seed": 1}
+    insert(session, "rounds", round_, references)
+    references["round"] = insert(session, "rounds", round_ | {"name": "second"}, references)
+    insert(session, "calculations", ROWS["calculations"] | {"round_id": "round"}, references)
+    found = session.execute(text("SELECT round, calculations, proposed, finished FROM round_progress ORDER BY 2")).all()
+    assert found[1] == ("second", 1, 1, 0)
+    assert found[0][1:] == (0, 0, 0)
+    assert found[0].round.startswith("round ")
 
 
 def test_a_calculation_begins_as_waiting_without_attempts(session: Session, references: dict[str, int]) -> None:
