@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import and_, exists, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from screening.database.models import comparison_of, find_model, production, standing_of
+from screening.database.models import comparison_of, find_model, production, standing_of, stands
 from screening.database.tables import (
     PROPERTY_COMMENTS,
     Calculation,
@@ -44,7 +44,7 @@ def list_hosts(session: Session) -> list[dict[str, Any]]:
         .join(Supercell, Supercell.host_id == Host.id)
         .outerjoin(Configuration, Configuration.supercell_id == Supercell.id)
         .outerjoin(Calculation, Calculation.configuration_id == Configuration.id)
-        .outerjoin(CalculationResult, CalculationResult.calculation_id == Calculation.id)
+        .outerjoin(CalculationResult, and_(CalculationResult.calculation_id == Calculation.id, stands()))
         .group_by(Host.id, Supercell.id)
         .order_by(Host.name, Supercell.id)
     ).mappings()
@@ -59,7 +59,7 @@ def levels_with_results(session: Session) -> list[str]:
             .where(
                 exists()
                 .where(Calculation.level_id == LevelOfTheory.id)
-                .where(CalculationResult.calculation_id == Calculation.id)
+                .where(CalculationResult.calculation_id == Calculation.id, stands())
                 .where(Configuration.id == Calculation.configuration_id, Configuration.n_defects > 0)
             )
             .order_by(LevelOfTheory.name)
@@ -216,7 +216,7 @@ def calculation_rows(session: Session, ids: Sequence[int]) -> list[dict[str, Any
         )
         .join(Configuration, Configuration.id == Calculation.configuration_id)
         .join(Composition, Composition.id == Configuration.composition_id)
-        .outerjoin(CalculationResult, CalculationResult.calculation_id == Calculation.id)
+        .outerjoin(CalculationResult, and_(CalculationResult.calculation_id == Calculation.id, stands()))
         .where(Calculation.id.in_(ids))
         .order_by(Calculation.id)
     ).mappings()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import CTE, BigInteger, Subquery, case, cast, exists, func, or_, select
+from sqlalchemy import CTE, BigInteger, Subquery, and_, case, cast, exists, func, or_, select
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session, aliased
 from sqlalchemy.sql.elements import ColumnElement
@@ -166,11 +166,21 @@ def learnt_results(session: Session, model_id: int) -> set[int]:
     )
 
 
+def stands() -> ColumnElement[bool]:
+    """Whether a result was not withdrawn; a condition on `CalculationResult`, of which a calculation has one at most.
+
+    Whoever asks for the result of a calculation asks for the one that stands. What a model has learnt from it has
+    learnt all the same.
+    """
+    return CalculationResult.retracted_at.is_(None)
+
+
 def is_usable() -> ColumnElement[bool]:
-    """Whether a result is not put aside; a condition on `CalculationResult`."""
-    return ~exists().where(
+    """Whether a result is neither withdrawn nor put aside; a condition on `CalculationResult`."""
+    is_aside = exists().where(
         QuarantinedResult.result_id == CalculationResult.id, QuarantinedResult.state.in_(("open", "rejected"))
     )
+    return and_(stands(), ~is_aside)
 
 
 def is_for_training() -> ColumnElement[bool]:

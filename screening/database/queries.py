@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import Session
 
 from screening.database.design_query import DesignQuery
-from screening.database.models import find_model, is_usable, lineage, newest_in_production
+from screening.database.models import find_model, is_usable, lineage, newest_in_production, stands
 from screening.database.tables import (
     Arrangement,
     Calculation,
@@ -206,6 +206,7 @@ def pristine_energy(session: Session, supercell_id: int, level_id: int) -> float
             Configuration.supercell_id == supercell_id,
             Configuration.n_defects == 0,
             Calculation.level_id == level_id,
+            stands(),
         )
     )
 
@@ -213,7 +214,10 @@ def pristine_energy(session: Session, supercell_id: int, level_id: int) -> float
 def labelled_rows(
     session: Session, *, level_id: int, host_ids: Sequence[int] = (), datasets: Sequence[str] = ()
 ) -> Sequence[Row[CalculationResult, int, int, list[int], list[int]]]:
-    """Results of defective configurations with what identifies them, ordered by result id; none that is put aside."""
+    """Results of defective configurations with what identifies them, ordered by result id.
+
+    None that is put aside or withdrawn.
+    """
     statement = (
         select(
             CalculationResult,

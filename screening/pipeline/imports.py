@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 
 from screening import __version__
 from screening.database import queries, tables
+from screening.database.models import stands
 from screening.database.session import session_scope
 from screening.defects.defect_types import Configuration
 from screening.dft.bulk_matching import Match, MatchingPool
@@ -329,7 +330,7 @@ def _taken(session: Session, supercell_id: int, level_id: int) -> dict[int, tupl
         select(tables.Calculation.configuration_id, result.dataset, result.row_name, result.energy)
         .join(tables.Calculation, tables.Calculation.id == result.calculation_id)
         .join(tables.Configuration, tables.Configuration.id == tables.Calculation.configuration_id)
-        .where(tables.Calculation.level_id == level_id, tables.Configuration.supercell_id == supercell_id)
+        .where(tables.Calculation.level_id == level_id, tables.Configuration.supercell_id == supercell_id, stands())
     )
     return {i: (f"{row_name} of {dataset}", energy) for i, dataset, row_name, energy in known}
 

@@ -11,6 +11,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from screening.database import queries, tables
+from screening.database.models import stands
 from screening.defects.defect_types import Configuration, DefectType
 from screening.dft import xtb
 from screening.dft.results import CalculationResult, LevelOfTheory, formation_energy
@@ -122,6 +123,7 @@ def fill_formation_energies(session: Session, supercell_id: int, level_id: int) 
             tables.Configuration.n_defects > 0,
             tables.Calculation.level_id == level_id,
             row.formation_energy.is_(None),
+            stands(),
         )
     ).all()
     filled = 0

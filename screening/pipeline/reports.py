@@ -11,6 +11,7 @@ from sqlalchemy import and_, case, select
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
+from screening.database.models import stands
 from screening.database.tables import (
     PROPERTY_COMMENTS,
     Arrangement,
@@ -78,7 +79,7 @@ def compared_rows(session: Session, model_id: int, properties: Sequence[str]) ->
             ModelTrainingResult,
             and_(ModelTrainingResult.result_id == CalculationResult.id, ModelTrainingResult.model_id == model_id),
         )
-        .where(is_proposed | (ModelTrainingResult.role == "validation"))
+        .where(stands(), is_proposed | (ModelTrainingResult.role == "validation"))
         .ext(distinct_on(CalculationResult.id))  # two campaigns may hold one configuration
         .order_by(CalculationResult.id, Campaign.id)
     )

@@ -1,7 +1,8 @@
 """Rows of finished calculations: one calculation and one result per configuration and level of theory.
 
-A result is never overwritten. It finishes a calculation that is proposed, waits or failed; one that a worker is
-running is left to the worker. The same result again, or a second calculation of a configuration, changes nothing.
+A result is never overwritten. It finishes a calculation that is proposed, runs elsewhere, waits or failed; one that a
+worker is running is left to the worker. The same result again, or a second calculation of a configuration, changes
+nothing; one that was withdrawn is refused, another one takes its place.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from screening.database import queries, tables
+from screening.database.models import stands
 from screening.defects.defect_types import Configuration
 from screening.defects.enumeration import canonical_form
 from screening.dft.results import PROPERTIES, CalculationResult
@@ -107,7 +109,9 @@ def store_results(
     session.execute(select(tables.Supercell.id).where(tables.Supercell.id == stored.id).with_for_update(key_share=True))
     good = [row for row in rows if _is_finite(row, ledger)]
     ids = add_configurations(session, stored, [row.result.configuration for row in good])
-    chosen = _choose(session, level_id, dict(zip((row.name for row in good), ids, strict=True)), good, ledger=ledger)
+    placed = dict(zip((row.name for row in good), ids, strict=True))
+    standing = _refuse_withdrawn(session, level_id, placed, good, origin=origin, ledger=ledger)
+    chosen = _choose(session, level_id, placed, standing, ledger=ledger)
     calculations = finish_calculations(session, level_id, chosen)
     pristine = next((r.result.energy for r in chosen.values() if r.result.configuration.n_defects == 0), None)
     references: dict[str, Any] = {
@@ -203,6 +207,53 @@ def _is_finite(row: NewResult, ledger: Ledger) -> bool:
     return not wrong
 
 
+def free_name(session: Session, dataset: str, name: str) -> str:
+    """A name for a result that is calculated again because the one of this name was withdrawn: `name (2)`."""
+    result = tables.CalculationResult
+    taken = set(
+        session.scalars(
+            select(result.row_name).where(result.dataset == dataset, result.row_name.startswith(name, autoescape=True))
+        )
+    )
+    numbered = (f"{name} ({n})" for n in range(2, len(taken) + 3))
+    return next(found for found in (name, *numbered) if found not in taken)
+
+
+def _refuse_withdrawn(
+    session: Session, level_id: int, ids: Mapping[str, int], rows: Sequence[NewResult], *, origin: Origin,
+    ledger: Ledger,
+) -> list[NewResult]:  # fmt: skip
+    """The rows that are not, by their name or their file, results that were withdrawn."""
+    result = tables.CalculationResult
+    found = session.execute(
+        select(
+            tables.Calculation.configuration_id, result.dataset, result.row_name, result.source_file_id,
+            result.retraction, result.retracted_at,
+        )
+        .join(tables.Calculation, tables.Calculation.id == result.calculation_id)
+        .where(
+            tables.Calculation.level_id == level_id,
+            tables.Calculation.configuration_id.in_(set(ids.values())),
+            result.retracted_at.is_not(None),
+        )
+    )  # fmt: skip
+    of_name: dict[str, str] = {}
+    of_file: dict[int, str] = {}
+    for configuration_id, dataset, name, file_id, retraction, retracted_at in found:
+        assert retracted_at is not None
+        reason = (
+            f"this result was withdrawn on {retracted_at.astimezone():%Y-%m-%d}: {retraction}; calculate it again and "
+            "add the new file"
+        )
+        if dataset == origin.dataset:
+            of_name[name] = reason
+        if file_id is not None and file_id == origin.source_file_id:
+            of_file[configuration_id] = reason
+    reasons = {row.name: of_name.get(row.name) or of_file.get(ids[row.name]) for row in rows}
+    ledger.refusals += [(name, reason) for name, reason in reasons.items() if reason is not None]
+    return [row for row in rows if reasons[row.name] is None]
+
+
 def _choose(
     session: Session, level_id: int, ids: Mapping[str, int], rows: Sequence[NewResult], *, ledger: Ledger
 ) -> dict[int, NewResult]:
@@ -243,6 +294,7 @@ def _known_energies(session: Session, level_id: int, configuration_ids: set[int]
         select(tables.Calculation.configuration_id, tables.CalculationResult.energy)
         .join(tables.CalculationResult, tables.CalculationResult.calculation_id == tables.Calculation.id)
         .where(tables.Calculation.level_id == level_id, tables.Calculation.configuration_id.in_(configuration_ids))
+        .where(stands())
     )
     return {row.configuration_id: row.energy for row in found}
 

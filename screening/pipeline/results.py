@@ -25,6 +25,7 @@ from screening.pipeline.result_rows import (
     Ledger,
     NewResult,
     Origin,
+    free_name,
     record_failures,
     store_result,
     store_results,
@@ -71,11 +72,10 @@ def add_references(
     potentials = {element: xtb.reference(element, relax=relax) for element in sorted(missing)}
     queries.add_chemical_potentials(session, level_id, potentials)
     if queries.pristine_energy(session, stored.id, level_id) is None:
-        pristine = NewResult(
-            f"{stored.supercell.host.name} {stored.supercell.label} pristine",
-            xtb.calculate(stored.supercell, Configuration((), ()), relax=relax),
-        )
-        store_results(session, stored, level_id, [pristine], origin=Origin(f"references at {level.name}"))
+        origin = Origin(f"references at {level.name}")
+        name = free_name(session, origin.dataset, f"{stored.supercell.host.name} {stored.supercell.label} pristine")
+        pristine = NewResult(name, xtb.calculate(stored.supercell, Configuration((), ()), relax=relax))
+        store_results(session, stored, level_id, [pristine], origin=origin)
 
 
 def import_builtin(session: Session, on_progress: Callable[[int, int], None] | None = None) -> IntakeReport:
