@@ -4,7 +4,7 @@ extxyz (ASE): a frame is a result; its energy is the one ASE reads, further prop
 `results.PROPERTIES`. A frame with ``converged=F`` is not taken. CSV: a row is a result with the columns ``energy``,
 any of these properties, and either ``structure`` (a file below the table's folder) or ``sites`` and
 ``defect_types`` (joined by blanks: ``16 20``, ``v_S Se_S``) and, where the host has several, ``supercell``.
-VASP runs are read by `screening.dft.vasp`.
+VASP runs are read by `screening.dft.vasp`, ASE databases by `screening.dft.ase_database`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 VASP_NAMES = ("vasprun.xml", "vasprun.xml.gz")
 _XYZ = (".extxyz", ".xyz")
+_ASE = ".db"
 _TABLES = (".csv", ".csv.gz")
 _DERIVED = ("formation_energy", "formation_energy_per_site")  # computed from energies, never taken from a file
 _GIVEN = tuple(name for name in PROPERTIES if name not in _DERIVED)
@@ -59,12 +60,14 @@ class FoundResult:
 
 
 def kind_of(path: Path) -> str | None:
-    """`vasprun`, `extxyz` or `csv` by the file's name; None for any other file."""
+    """`vasprun`, `extxyz`, `ase` or `csv` by the file's name; None for any other file."""
     name = path.name.lower()
     if any(name.endswith(ending) for ending in VASP_NAMES):
         return "vasprun"
     if name.endswith(_XYZ):
         return "extxyz"
+    if name.endswith(_ASE):
+        return "ase"
     return "csv" if name.endswith(_TABLES) else None
 
 
@@ -79,12 +82,14 @@ def find_result_files(paths: Sequence[Path]) -> list[Path]:
         if path.is_dir():
             below = sorted(p for p in path.rglob("*") if p.is_file() and kind_of(p) is not None)
             if not below:
-                raise FileFormatError(f"{path} holds no vasprun.xml(.gz), extxyz or CSV file")
+                raise FileFormatError(f"{path} holds no vasprun.xml(.gz), extxyz, ASE database or CSV file")
             found.update(dict.fromkeys(below))
         elif not path.is_file():
-            raise FileFormatError(f"{path} is not there; expected vasprun.xml(.gz), extxyz or CSV files, or folders")
+            raise FileFormatError(
+                f"{path} is not there; expected vasprun.xml(.gz), extxyz, ASE database or CSV files, or folders"
+            )
         elif kind_of(path) is None:
-            raise FileFormatError(f"{path} is of no known kind; expected vasprun.xml(.gz), .extxyz, .xyz or .csv")
+            raise FileFormatError(f"{path} is of no known kind; expected vasprun.xml(.gz), .extxyz, .xyz, .db or .csv")
         else:
             found[path] = None
     return list(found)

@@ -23,7 +23,7 @@ from screening.dft.results import CalculationResult, LevelOfTheory
 from screening.dft.vasp import agree, host_of_bulk, merge, read_vasprun
 from screening.errors import InputError, StructureError, UnknownNameError
 from screening.pipeline.references import derived_energies
-from screening.pipeline.result_intake import check_numbering
+from screening.pipeline.result_places import check_numbering
 
 _READERS: Mapping[str, Callable[[Path], list[FoundResult]]] = {
     "vasprun": lambda path: [read_vasprun(path)],

@@ -15,7 +15,7 @@ from screening.database.models import stands
 from screening.defects.defect_types import Configuration, DefectType
 from screening.dft import xtb
 from screening.dft.results import CalculationResult, LevelOfTheory, formation_energy
-from screening.dft.vasp import agree, merge
+from screening.dft.vasp import agree, differences, merge
 from screening.errors import InputError, LevelOfTheoryError
 
 _LEVELS_LOCK = 7_402_117  # key of the advisory lock under which a level of theory is recognised
@@ -82,6 +82,42 @@ def join_vasp_level(session: Session, level: LevelOfTheory, name: str | None = N
     best.settings, best.digest = dict(merged.settings), merged.digest
     session.flush()
     return best.id
+
+
+def has_pristine_run(session: Session, supercell_id: int, level: LevelOfTheory) -> bool:
+    """Whether a run of a defect can be compared with a pristine run; False where none is there yet.
+
+    Raises:
+        LevelOfTheoryError: there is one, but with other settings.
+    """
+    row = tables.LevelOfTheory
+    known = session.scalars(
+        select(row)
+        .join(tables.Calculation, tables.Calculation.level_id == row.id)
+        .join(tables.Configuration, tables.Configuration.id == tables.Calculation.configuration_id)
+        .join(tables.CalculationResult, tables.CalculationResult.calculation_id == tables.Calculation.id)
+        .where(
+            row.code == level.code,
+            row.settings.has_key("pseudopotentials"),  # a data set may say its code, and not its settings
+            tables.Configuration.supercell_id == supercell_id,
+            tables.Configuration.n_defects == 0,
+            stands(),
+        )
+        .order_by(row.id)
+    ).all()
+    if not known:
+        return False
+    found = {
+        one.name: differences(level, LevelOfTheory(one.name, one.code, one.functional, one.settings)) for one in known
+    }
+    nearest = min(found, key=lambda name: len(found[name]))
+    if found[nearest]:
+        raise LevelOfTheoryError(
+            f"its settings are not those of the pristine run at {nearest!r}: {'; '.join(found[nearest])}; energies of "
+            "the two cannot be compared: run it with these settings, add a pristine run with its own first, or let it "
+            "be another level with --level NAME --new-level"
+        )
+    return True
 
 
 def elements_of(configuration: Configuration) -> set[str]:

@@ -1,8 +1,8 @@
-"""Files of finished calculations into the database: VASP runs, extxyz frames, CSV tables.
+"""Files of finished calculations into the database: VASP runs, extxyz frames, ASE databases, CSV tables.
 
 A file is a transaction: one that cannot be used is refused with its reason and the others are taken in. Structures
 are matched to the hosts of the database and of the catalogue; a bulk run of VASP that fits none of them brings its
-own host.
+own host. A run of a defect is only taken in with the settings of the pristine run that it is to be compared with.
 """
 
 from __future__ import annotations
@@ -12,33 +12,48 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from screening import __version__
 from screening.database import queries, tables
 from screening.database.session import session_scope
-from screening.defects.catalogue import catalogue_host, host_names
-from screening.defects.defect_types import Configuration, DefectType
-from screening.defects.host import Host, Supercell
-from screening.defects.matching import Matcher, Structure, find_supercell
+from screening.defects.defect_types import Configuration
+from screening.dft.ase_database import read_ase_db
 from screening.dft.result_files import FoundResult, find_result_files, kind_of, read_extxyz, read_result_table
 from screening.dft.results import CalculationResult, LevelOfTheory
-from screening.dft.vasp import host_of_bulk, read_vasprun
+from screening.dft.vasp import read_vasprun
 from screening.errors import InputError, StructureError, UnknownNameError
-from screening.pipeline.hosts import StoredSupercell, add_supercell, host_of, load_supercell
-from screening.pipeline.references import add_level, fill_formation_energies, join_vasp_level, level_of_name
+from screening.pipeline.expected_runs import ExpectedRun, check_configuration, level_of_run
+from screening.pipeline.hosts import StoredSupercell
+from screening.pipeline.references import (
+    add_level,
+    fill_formation_energies,
+    has_pristine_run,
+    join_vasp_level,
+    level_of_name,
+)
+from screening.pipeline.result_places import Places, count_hosts
 from screening.pipeline.result_rows import IntakeReport, Ledger, NewResult, Origin, record_failures, store_results
 
 _PARSER = f"screening {__version__}"
 
 
 @dataclass(frozen=True)
-class _Options:
-    level_name: str | None
-    new_level: bool
-    host_name: str | None
-    chemical_potentials: Mapping[str, float]
+class IntakeOptions:
+    """How files are to be understood.
+
+    Attributes:
+        level_name: level of theory of files that do not say theirs; VASP runs must belong to it if it is given.
+        new_level: let a name that is not known be a new level.
+        host_name: host of the structures, where several would do; name of the host that a bulk run brings.
+        chemical_potentials: eV per atom by element, for the levels of the files.
+    """
+
+    level_name: str | None = None
+    new_level: bool = False
+    host_name: str | None = None
+    chemical_potentials: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -47,6 +62,10 @@ class _Group:
 
     rows: list[NewResult] = field(default_factory=list)
     failures: list[tuple[Configuration, str]] = field(default_factory=list)
+
+
+class _PutOffError(Exception):
+    """A run of a defect came before the pristine run that it is compared with, which may be among the files."""
 
 
 def add_result_files(
@@ -58,163 +77,142 @@ def add_result_files(
     """Take in finished calculations from files, each file in a transaction of its own; again changes nothing.
 
     VASP runs say their level of theory themselves, and a bulk run brings its host and the pristine energy; runs of
-    defects that came before it are tried once more. Calculations that did not converge are refused, and kept as
-    failed with their reason.
+    defects that came before it are tried once more. Calculations that were cut short or did not converge are refused,
+    and kept as failed with their reason and their file.
 
     Args:
-        paths: vasprun.xml(.gz), extxyz or CSV files, or folders of them.
-        level_name: level of theory of extxyz and CSV files; VASP runs must belong to it if it is given.
-        new_level: let a name that is not known be a new level.
-        host_name: host of the structures, where several would do; name of the host that a bulk run brings.
-        chemical_potentials: eV per atom by element, for the levels of these files.
+        paths: vasprun.xml(.gz), extxyz, ASE database or CSV files, or folders of them.
+        level_name, new_level, host_name, chemical_potentials: as in `IntakeOptions`.
         on_progress: called with files done, files in all, and what is at hand.
 
     Raises:
         UnknownNameError: no level of theory has this name.
         FileFormatError: a path is not there, or of no known kind.
     """
-    options = _Options(level_name, new_level, host_name, dict(chemical_potentials or {}))
-    ledger = Ledger()
+    options = IntakeOptions(level_name, new_level, host_name, dict(chemical_potentials or {}))
     files = sorted(find_result_files(paths), key=lambda path: kind_of(path) != "vasprun")
-    if level_name is not None and not new_level:
-        with session_scope(engine) as session:
-            _named_level(session, options)
-    n_files = len(files)
-    while files:
-        homeless: dict[Path, str] = {}
-        n_hosts = n_hosts_before = -1
-        for n, path in enumerate(files):
-            if on_progress is not None:
-                on_progress(n_files - len(files) + n, n_files, path.name)
-            try:
-                with session_scope(engine) as session:
-                    n_hosts = _count_hosts(session)
-                    n_hosts_before = n_hosts if n_hosts_before < 0 else n_hosts_before
-                    found = _take_file(session, path, options)
-                    n_hosts = _count_hosts(session)
-            except StructureError as error:
-                homeless[path] = str(error)
-            except InputError as error:
-                ledger.refusals.append((str(path), str(error)))
-            else:
-                ledger.add(found)
-        files = list(homeless) if n_hosts > n_hosts_before else []
-        if not files:
-            ledger.refusals += [(str(path), reason) for path, reason in homeless.items()]
+    ledger = Ledger()
+    for found in take_files(engine, files, options, on_progress=on_progress).values():
+        ledger.add(found)
     with session_scope(engine) as session:
-        _drop_completed(session, ledger)
+        drop_completed(session, ledger)
     return ledger.report()
 
 
-class _Places:
-    """Finds the supercell and configuration of each result, and stores what is new of them."""
+def take_files(
+    engine: Engine, files: Sequence[Path], options: IntakeOptions, *,
+    expected: Mapping[Path, ExpectedRun] | None = None, on_progress: Callable[[int, int, str], None] | None = None,
+) -> dict[Path, Ledger]:  # fmt: skip
+    """Take in files, and what became of each; as `add_result_files`.
 
-    def __init__(self, session: Session, options: _Options) -> None:
-        self._session = session
-        self.options = options
-        self._hosts = _known_hosts(session, options.host_name)
-        self._by_lattice: dict[tuple[bytes, frozenset[str]], int] = {}
-        self._matchers: dict[int, Matcher] = {}
-        self.stored: dict[int, StoredSupercell] = {}
+    Args:
+        expected: the calculations in whose folders files lie.
+    """
+    if options.level_name is not None and not options.new_level:
+        with session_scope(engine) as session:
+            _named_level(session, options)
+    intake = _Intake(engine, options, expected or {})
+    outcomes: dict[Path, Ledger] = {}
+    pending, is_first = list(files), True
+    while pending:
+        n_hosts = intake.n_hosts()
+        put_off: list[Path] = []
+        homeless: list[Path] = []
+        for n, path in enumerate(pending):
+            if on_progress is not None:
+                on_progress(len(files) - len(pending) + n, len(files), path.name)
+            try:
+                outcomes[path] = intake.take(path, is_first=is_first)
+            except _PutOffError:
+                put_off.append(path)
+            except InputError as error:
+                outcomes[path] = Ledger(refusals=[(str(path), str(error))])
+                homeless += [path] * isinstance(error, StructureError)
+        pending = put_off + (homeless if intake.n_hosts() > n_hosts else [])
+        is_first = False
+    return {path: outcomes[path] for path in files}
 
-    def place(self, found: FoundResult) -> tuple[StoredSupercell, Configuration]:
-        """Supercell and configuration of a result.
+
+class _Intake:
+    """Takes files in one by one; a file that is taken again is not read again."""
+
+    def __init__(self, engine: Engine, options: IntakeOptions, expected: Mapping[Path, ExpectedRun]) -> None:
+        self._engine = engine
+        self._options = options
+        self._expected = expected
+        self._read: dict[Path, tuple[str, int, list[FoundResult]]] = {}
+
+    def n_hosts(self) -> int:
+        with session_scope(self._engine) as session:
+            return count_hosts(session)
+
+    def take(self, path: Path, *, is_first: bool) -> Ledger:
+        """Take the results of a file in; what became of them.
 
         Raises:
-            StructureError: the structure fits no known host.
-            InputError: sites are given without the supercell they are numbered in.
+            InputError: the file cannot be used as a whole.
+            _PutOffError: it had better be taken after the other files.
         """
-        if found.structure is None:
-            return self._numbered(found)
-        structure = found.structure
-        key = (structure.lattice.tobytes(), frozenset(structure.species))
-        if key not in self._by_lattice:
-            self._by_lattice[key] = self._keep(self._add_supercell(structure, may_bring_host=found.level is not None))
-        identifier = self._by_lattice[key]
-        if identifier not in self._matchers:
-            self._matchers[identifier] = Matcher(self.stored[identifier].supercell)
-        return self.stored[identifier], self._matchers[identifier].match(structure)
+        kind = kind_of(path)
+        assert kind is not None
+        digest, size, found = self._content(path, kind)
+        with session_scope(self._engine) as session:
+            places, groups, ledger = Places(session, self._options.host_name), dict[tuple[int, int], _Group](), Ledger()
+            file_id = queries.add_source_file(
+                session, sha256=digest, path=str(path), kind=kind, size=size, version=_PARSER
+            )
+            for result in found:
+                name = f"{path.parent.name}/{result.name} {digest[:12]}"
+                try:
+                    key, configuration = self._sort(session, path, result, places, is_first=is_first)
+                except StructureError as error:
+                    if kind == "vasprun":  # its host may come with a later file
+                        raise
+                    ledger.refusals.append((name, str(error)))
+                except InputError as error:
+                    ledger.refusals.append((name, str(error)))
+                else:
+                    _add(groups.setdefault(key, _Group()), configuration, result, name=name)
+                    ledger.refuse_failed(name, result.problem)
+            for (supercell_id, level_id), group in groups.items():
+                _add_given_potentials(session, level_id, self._options)
+                ledger.add(_store_group(session, places.stored[supercell_id], level_id, group, file_id=file_id))
+            return ledger
 
-    def _add_supercell(self, structure: Structure, *, may_bring_host: bool) -> StoredSupercell:
-        try:
-            return add_supercell(self._session, find_supercell(structure, self._hosts))
-        except StructureError:
-            host = host_of_bulk(structure, self.options.host_name) if may_bring_host else None
-            if host is None:
-                raise
-            return add_supercell(self._session, find_supercell(structure, [host]))
+    def _content(self, path: Path, kind: str) -> tuple[str, int, list[FoundResult]]:
+        """Digest, size and results of a file."""
+        if path in self._read:
+            return self._read[path]
+        content = path.read_bytes()
+        found = hashlib.sha256(content).hexdigest(), len(content), _read(path, kind)
+        if kind == "vasprun":  # the others are taken, or refused, at once
+            self._read[path] = found
+        return found
 
-    def _numbered(self, found: FoundResult) -> tuple[StoredSupercell, Configuration]:
-        if self.options.host_name is None:
-            raise InputError("sites are numbers in a supercell; name its host with --host")
-        assert found.configuration is not None
-        identifier = queries.supercell_id_of(self._session, self.options.host_name, found.supercell)
-        if identifier not in self.stored:
-            self._keep(load_supercell(self._session, identifier))
-        stored = self.stored[identifier]
-        check_numbering(found.configuration, stored.supercell)
-        return stored, found.configuration
+    def _sort(
+        self, session: Session, path: Path, result: FoundResult, places: Places, *, is_first: bool
+    ) -> tuple[tuple[int, int], Configuration]:
+        """Ids of the supercell and the level of theory of a result, and its configuration.
 
-    def _keep(self, stored: StoredSupercell) -> int:
-        self.stored[stored.id] = stored
-        return stored.id
-
-
-def _known_hosts(session: Session, host_name: str | None) -> list[Host]:
-    """Hosts of the database, and those of the catalogue that it does not hold; only one if it is named."""
-    hosts = {row.name: host_of(row) for row in session.scalars(select(tables.Host).order_by(tables.Host.id))}
-    for name in host_names():
-        hosts.setdefault(name, catalogue_host(name))
-    return [host for name, host in hosts.items() if host_name in (None, name)]
-
-
-def _count_hosts(session: Session) -> int:
-    return session.scalar(select(func.count()).select_from(tables.Host)) or 0
-
-
-def _take_file(session: Session, path: Path, options: _Options) -> Ledger:
-    """Take the results of one file in; what became of them.
-
-    Raises:
-        InputError: the file cannot be used as a whole.
-    """
-    kind = kind_of(path)
-    assert kind is not None
-    content = path.read_bytes()
-    digest = hashlib.sha256(content).hexdigest()
-    found = _read(path, kind)
-    file_id = queries.add_source_file(
-        session, sha256=digest, path=str(path), kind=kind, size=len(content), version=_PARSER
-    )
-    ledger = Ledger()
-    places = _Places(session, options)
-    groups: dict[tuple[int, int], _Group] = {}
-    for result in found:
-        name = f"{path.parent.name}/{result.name} {digest[:12]}"
-        try:
-            _sort_in(session, groups, places, result, name=name)
-            if result.problem is not None:
-                raise InputError(result.problem)
-        except StructureError as error:
-            if kind == "vasprun":  # its host may come with a later file
-                raise
-            ledger.refusals.append((name, str(error)))
-        except InputError as error:
-            ledger.refusals.append((name, str(error)))
-    for (supercell_id, level_id), group in groups.items():
-        _add_given_potentials(session, level_id, options)
-        ledger.add(_store_group(session, places.stored[supercell_id], level_id, group, file_id=file_id))
-    return ledger
+        Raises:
+            InputError: it cannot be told, or does not go together with what is there.
+        """
+        if result.structure is None and result.configuration is None:
+            raise InputError(result.problem or "it has no structure")
+        stored, configuration = places.place(result)
+        expected = self._expected.get(path)
+        if expected is not None:
+            check_configuration(expected, stored, configuration)
+            return (stored.id, level_of_run(session, expected, result.level)), configuration
+        of_defect = configuration.n_defects > 0 and self._options.level_name is None
+        if result.level is not None and of_defect:
+            is_alone = not has_pristine_run(session, stored.id, result.level)
+            if is_alone and is_first:
+                raise _PutOffError
+        return (stored.id, _level_of(session, result, self._options)), configuration
 
 
-def _sort_in(
-    session: Session, groups: dict[tuple[int, int], _Group], places: _Places, result: FoundResult, *, name: str
-) -> None:
-    """Put a result with what belongs to its supercell and level of theory."""
-    if result.structure is None and result.configuration is None:
-        return
-    stored, configuration = places.place(result)
-    group = groups.setdefault((stored.id, _level_of(session, result, places.options)), _Group())
+def _add(group: _Group, configuration: Configuration, result: FoundResult, *, name: str) -> None:
     if result.problem is not None:
         group.failures.append((configuration, result.problem))
     else:
@@ -222,23 +220,20 @@ def _sort_in(
 
 
 def _read(path: Path, kind: str) -> list[FoundResult]:
-    if kind == "extxyz":
-        return read_extxyz(path)
-    if kind == "csv":
-        return read_result_table(path)
-    return [read_vasprun(path)]
+    readers = {"extxyz": read_extxyz, "csv": read_result_table, "ase": read_ase_db}
+    return [read_vasprun(path)] if kind == "vasprun" else readers[kind](path)
 
 
 def _store_group(session: Session, stored: StoredSupercell, level_id: int, group: _Group, *, file_id: int) -> Ledger:
     level = session.get_one(tables.LevelOfTheory, level_id)
     origin = Origin(f"{stored.supercell.host.name} files at {level.name}", file_id)
     ledger = store_results(session, stored, level_id, group.rows, origin=origin)
-    record_failures(session, stored, level_id, group.failures)
+    record_failures(session, stored, level_id, group.failures, file_id=file_id)
     fill_formation_energies(session, stored.id, level_id)
     return ledger
 
 
-def _level_of(session: Session, result: FoundResult, options: _Options) -> int:
+def _level_of(session: Session, result: FoundResult, options: IntakeOptions) -> int:
     """The level of theory that a result is at: the one its file says, or the one that is named."""
     if result.level is not None:
         return join_vasp_level(session, result.level, options.level_name)
@@ -247,7 +242,7 @@ def _level_of(session: Session, result: FoundResult, options: _Options) -> int:
     return _named_level(session, options)
 
 
-def _named_level(session: Session, options: _Options) -> int:
+def _named_level(session: Session, options: IntakeOptions) -> int:
     """The level of theory of the name that is given, added where that is allowed."""
     assert options.level_name is not None
     try:
@@ -258,27 +253,12 @@ def _named_level(session: Session, options: _Options) -> int:
         return add_level(session, LevelOfTheory(options.level_name, "named by the user", options.level_name))
 
 
-def _add_given_potentials(session: Session, level_id: int, options: _Options) -> None:
+def _add_given_potentials(session: Session, level_id: int, options: IntakeOptions) -> None:
     rows = {element: (energy, "given with results") for element, energy in options.chemical_potentials.items()}
     queries.add_chemical_potentials(session, level_id, rows)
 
 
-def check_numbering(configuration: Configuration, supercell: Supercell) -> None:
-    """Make sure that every defect sits on a site of the species that it removes.
-
-    Raises:
-        InputError: one does not.
-    """
-    for site, code in zip(configuration.sites, configuration.defect_types, strict=True):
-        defect_type = DefectType.from_code(code)
-        if not 0 <= site < supercell.n_sites or supercell.species[site] != defect_type.removed:
-            raise InputError(
-                f"{defect_type.name} is on site {site}; {supercell.label} {supercell.host.name} has "
-                f"{defect_type.removed} on the sites {supercell.allowed(defect_type).tolist()}"
-            )
-
-
-def _drop_completed(session: Session, ledger: Ledger) -> None:
+def drop_completed(session: Session, ledger: Ledger) -> None:
     """Forget remarks on formation energies that a later file has completed."""
     if ledger.incomplete:
         row = tables.CalculationResult

@@ -54,6 +54,7 @@ class IntakeReport:
     """What was taken in: ``read = new + known + refused``.
 
     Attributes:
+        failed: those of the refused that are kept as failed calculations.
         refusals: (name, reason) of what cannot be used.
         notes: (name, remark) of what was taken in or known: no formation energy yet, another energy than before.
     """
@@ -64,6 +65,7 @@ class IntakeReport:
     refused: int
     refusals: tuple[tuple[str, str], ...]
     notes: tuple[tuple[str, str], ...]
+    failed: int = 0
 
 
 @dataclass(eq=False)
@@ -73,6 +75,7 @@ class Ledger:
     Attributes:
         notes: (name, remark) of results that were known, or taken in, with something to say about.
         incomplete: of results that were taken in, why they have no formation energy.
+        failed: names of those refused that are kept as failed calculations.
     """
 
     new: list[str] = field(default_factory=list)
@@ -80,6 +83,7 @@ class Ledger:
     refusals: list[tuple[str, str]] = field(default_factory=list)
     notes: list[tuple[str, str]] = field(default_factory=list)
     incomplete: dict[str, str] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
 
     def add(self, other: Ledger) -> None:
         """Take over what another ledger says."""
@@ -88,12 +92,19 @@ class Ledger:
         self.refusals += other.refusals
         self.notes += other.notes
         self.incomplete |= other.incomplete
+        self.failed += other.failed
+
+    def refuse_failed(self, name: str, reason: str | None) -> None:
+        """Refuse what is kept as a failed calculation; nothing where there is no reason to."""
+        if reason is not None:
+            self.refusals.append((name, reason))
+            self.failed.append(name)
 
     def report(self) -> IntakeReport:
         """Counts, refusals and notes."""
         counts = (len(self.new), len(self.known), len(self.refusals))
         incomplete = [(name, f"no formation energy yet: {reason}") for name, reason in self.incomplete.items()]
-        return IntakeReport(sum(counts), *counts, tuple(self.refusals), (*self.notes, *incomplete))
+        return IntakeReport(sum(counts), *counts, tuple(self.refusals), (*self.notes, *incomplete), len(self.failed))
 
 
 def store_results(
@@ -178,21 +189,52 @@ def finish_calculations(session: Session, level_id: int, configuration_ids: Iter
 
 
 def record_failures(
-    session: Session, stored: StoredSupercell, level_id: int, failures: Sequence[tuple[Configuration, str]]
-) -> None:
-    """Keep calculations that failed, with their reasons; one that is finished or running stays as it is."""
+    session: Session, stored: StoredSupercell, level_id: int, failures: Sequence[tuple[Configuration, str]], *,
+    file_id: int | None = None,
+) -> None:  # fmt: skip
+    """Keep calculations that failed, with their reasons and their file.
+
+    One that is finished or running stays as it is, and so does one of which this file was read before: it may have
+    been begun again since.
+    """
     ids = add_configurations(session, stored, [configuration for configuration, _ in failures])
     reasons = {i: reason for i, (_, reason) in zip(ids, failures, strict=True)}
+    if file_id is not None:
+        for known in _failed_before(session, level_id, file_id):
+            reasons.pop(known, None)
     if not reasons:
         return
-    statement = insert(tables.Calculation).values(state="failed", finished_at=func.now())
-    session.execute(
+    row = tables.Calculation
+    statement = insert(row).values(state="failed", finished_at=func.now())
+    ended = session.execute(
         statement.on_conflict_do_update(
             index_elements=["configuration_id", "level_id"],
             set_={"state": "failed", "error": statement.excluded.error, "finished_at": func.now()},
             where=_IS_OPEN,
-        ),
+        ).returning(row.id, row.error),
         [{"configuration_id": i, "level_id": level_id, "error": reason} for i, reason in reasons.items()],
+    ).all()
+    for calculation_id, reason in ended:
+        add_failure(session, calculation_id, str(reason), file_id=file_id)
+
+
+def add_failure(session: Session, calculation_id: int, reason: str, *, file_id: int | None) -> None:
+    """Keep why an attempt at a calculation failed."""
+    row = tables.CalculationFailure
+    last = select(func.max(row.attempt)).where(row.calculation_id == calculation_id).scalar_subquery()
+    values = {"calculation_id": calculation_id, "source_file_id": file_id, "reason": reason}
+    session.execute(insert(row).values(attempt=func.coalesce(last, 0) + 1, **values))
+
+
+def _failed_before(session: Session, level_id: int, file_id: int) -> set[int]:
+    """Ids of the configurations whose calculations at a level failed by this file."""
+    row = tables.CalculationFailure
+    return set(
+        session.scalars(
+            select(tables.Calculation.configuration_id)
+            .join(row, row.calculation_id == tables.Calculation.id)
+            .where(tables.Calculation.level_id == level_id, row.source_file_id == file_id)
+        )
     )
 
 

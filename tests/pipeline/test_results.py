@@ -1,4 +1,5 @@
 import gzip
+import hashlib
 import math
 import re
 import shutil
@@ -7,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import ase
+import ase.db
 import ase.io
 import numpy as np
 import pytest
+from ase.calculators.singlepoint import SinglePointCalculator
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
@@ -19,8 +22,10 @@ from screening.defects.catalogue import catalogue_host
 from screening.defects.defect_types import Configuration, DefectType
 from screening.defects.enumeration import canonical_form
 from screening.defects.host import Supercell
+from screening.defects.matching import find_supercell
 from screening.dft import builtin, xtb
 from screening.dft.results import CalculationResult, LevelOfTheory
+from screening.dft.vasp import host_of_bulk, read_vasprun
 from screening.errors import FileFormatError, InputError, LevelOfTheoryError, UnknownNameError
 from screening.pipeline.hosts import StoredSupercell, add_configurations, add_supercell
 from screening.pipeline.references import join_vasp_level
@@ -487,6 +492,10 @@ def test_a_vasp_run_that_cannot_be_used_is_kept_as_failed(
     with session_scope(clean_engine) as session:
         failed = session.scalars(select(tables.Calculation).where(tables.Calculation.state == "failed")).one()
         assert re.match(reason, failed.error or "")
+        failure = session.scalars(select(tables.CalculationFailure)).one()
+        assert (failure.calculation_id, failure.attempt, failure.reason) == (failed.id, 1, failed.error)
+        file = session.get_one(tables.SourceFile, failure.source_file_id)
+        assert (file.path, file.sha256) == (str(bad), hashlib.sha256(bad.read_bytes()).hexdigest())
     report = add_result_files(clean_engine, [folder / "defect"])
     assert report.new == 1
     with session_scope(clean_engine) as session:
@@ -501,9 +510,105 @@ def test_one_bad_file_does_not_lose_the_others(clean_engine: Engine, shared_data
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / "vasprun.xml.gz").write_bytes(content[: len(content) // 2])
     report = add_result_files(clean_engine, [tmp_path])
-    assert (report.read, report.new, report.refused) == (3, 2, 1)
-    assert report.refusals[0][0] == str(tmp_path / "cut" / "vasprun.xml.gz")
+    assert (report.read, report.new, report.refused, report.failed) == (3, 2, 1, 1)
+    assert report.refusals[0][0].startswith("cut/vasprun.xml.gz ")
     assert "cut short" in report.refusals[0][1]
+
+
+@pytest.mark.parametrize("share", [0.05, 0.4, 0.9])
+def test_a_run_cut_short_is_a_failed_calculation_until_it_is_run_to_its_end(
+    clean_engine: Engine, shared_data: Path, tmp_path: Path, share: float
+) -> None:
+    folder = shared_data / "vasp" / "GaN_v_N"
+    text = gzip.decompress((folder / "defect" / "vasprun.xml.gz").read_bytes())
+    cut = tmp_path / "cut" / "vasprun.xml"
+    cut.parent.mkdir()
+    cut.write_bytes(text[: int(share * len(text))])
+    for _ in range(2):  # the same file again is no second attempt
+        report = add_result_files(clean_engine, [cut, folder / "bulk"])
+        assert (report.refused, report.failed) == (1, 1)
+    with session_scope(clean_engine) as session:
+        failed = session.scalars(select(tables.Calculation).where(tables.Calculation.state == "failed")).one()
+        configuration = session.get_one(tables.Configuration, failed.configuration_id)
+        assert session.get_one(tables.Composition, configuration.composition_id).label == "v_N"
+        assert failed.error == "it is cut short after 7 ionic steps; fetch it again or run it to its end"
+        failure = session.scalars(select(tables.CalculationFailure)).one()
+        assert session.get_one(tables.SourceFile, failure.source_file_id).path == str(cut)
+    report = add_result_files(clean_engine, [folder / "defect"])
+    assert (report.new, report.refused) == (1, 0)
+    with session_scope(clean_engine) as session:
+        assert set(session.scalars(select(tables.Calculation.state))) == {"finished"}
+        assert session.scalars(select(tables.CalculationFailure.attempt)).all() == [1]
+
+
+def other_cutoff(shared_data: Path, target: Path) -> Path:
+    """The run of the vacancy with another cutoff than its bulk run."""
+    source = shared_data / "vasp" / "GaN_v_N" / "defect" / "vasprun.xml.gz"
+    return edited(source, target, set_parameter("ENMAX", "400.0"))
+
+
+@pytest.mark.parametrize("bulk_first", [True, False])
+def test_a_defect_run_with_other_settings_than_its_pristine_run_is_refused(
+    clean_engine: Engine, shared_data: Path, tmp_path: Path, bulk_first: bool
+) -> None:
+    bulk = shared_data / "vasp" / "GaN_v_N" / "bulk" / "vasprun.xml.gz"
+    add_host_of(clean_engine, bulk)
+    wrong = other_cutoff(shared_data, tmp_path / "defect")
+    report = add_result_files(clean_engine, [bulk, wrong] if bulk_first else [wrong, bulk])
+    assert (report.new, report.refused, report.failed) == (1, 1, 0)
+    ((path, reason),) = report.refusals
+    assert path == str(wrong) or path.startswith("defect/vasprun.xml ")
+    assert "pristine run at 'VASP PBEsol 420 eV': cutoff 400 against 420; energies of the two" in reason
+    with session_scope(clean_engine) as session:
+        assert session.scalars(select(tables.LevelOfTheory.name)).all() == ["VASP PBEsol 420 eV"]
+        assert count(session, tables.CalculationResult) == 1
+    report = add_result_files(clean_engine, [wrong], level_name="cheap", new_level=True)
+    assert (report.new, report.refused) == (1, 0)
+    assert "no energy of the pristine supercell at this level" in report.notes[0][1]
+
+
+def add_host_of(engine: Engine, bulk: Path) -> None:
+    """Store the host of a bulk run, without its result."""
+    structure = read_vasprun(bulk).structure
+    assert structure is not None
+    host = host_of_bulk(structure)
+    assert host is not None
+    with session_scope(engine) as session:
+        add_supercell(session, find_supercell(structure, [host]))
+
+
+def test_a_defect_run_whose_pristine_run_is_not_there_yet_is_taken_in(
+    clean_engine: Engine, shared_data: Path, tmp_path: Path
+) -> None:
+    bulk = shared_data / "vasp" / "GaN_v_N" / "bulk" / "vasprun.xml.gz"
+    add_host_of(clean_engine, bulk)
+    report = add_result_files(clean_engine, [shared_data / "vasp" / "GaN_v_N" / "defect"])
+    assert (report.new, report.refused) == (1, 0)
+    report = add_result_files(clean_engine, [bulk], chemical_potentials={"N": -8.3})
+    assert (report.new, report.notes) == (1, ())
+    with session_scope(clean_engine) as session:
+        energies = session.scalars(select(tables.CalculationResult.formation_energy)).all()
+        assert sorted(e for e in energies if e is not None) == [pytest.approx(GAN_VACANCY - GAN_BULK - 8.3, abs=1e-7)]
+
+
+def test_rows_of_an_ase_database_become_results(clean_engine: Engine, tmp_path: Path) -> None:
+    known_level(clean_engine)
+    supercell = mos2()
+    frames(supercell, [defects(supercell, ("v_S", 3)), defects(supercell, ("Se_S", 0))], tmp_path / "a.extxyz")
+    path = tmp_path / "done.db"
+    with ase.db.connect(path) as database:
+        for atoms, energy in zip(ase.io.read(tmp_path / "a.extxyz", ":"), (-93.0, -99.5), strict=True):
+            atoms.calc = SinglePointCalculator(atoms, energy=energy)
+            database.write(atoms, homo_lumo_gap_min=0.9, converged=energy > -95.0)
+    report = add_result_files(clean_engine, [path], level_name=LEVEL.name)
+    assert (report.read, report.new, report.refused, report.failed) == (2, 1, 1, 1)
+    with session_scope(clean_engine) as session:
+        (row,) = session.scalars(
+            select(tables.CalculationResult).where(tables.CalculationResult.source_file_id.is_not(None))
+        )
+        assert (row.energy, row.homo_lumo_gap_min) == (-93.0, 0.9)
+        assert row.formation_energy == pytest.approx(7.0 - 4.0)
+        assert {file.kind for file in session.scalars(select(tables.SourceFile))} == {"ase"}
 
 
 def vasp_level(cutoff: float = 500.0, **potentials: str) -> LevelOfTheory:

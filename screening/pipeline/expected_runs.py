@@ -1,0 +1,108 @@
+"""Files in the folder of a calculation that was exported: whether they are of that calculation, at its level."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from screening.database import tables
+from screening.defects.defect_types import Configuration, DefectType
+from screening.defects.enumeration import canonical_form
+from screening.dft.results import LevelOfTheory
+from screening.dft.vasp import differences
+from screening.errors import InputError, LevelOfTheoryError
+from screening.pipeline.hosts import StoredSupercell
+from screening.pipeline.references import join_vasp_level
+
+_POTENTIALS = "pseudopotentials"
+
+
+@dataclass(frozen=True)
+class ExpectedRun:
+    """What the manifest of a round says of a folder.
+
+    Attributes:
+        configuration: canonical, in the numbering of the supercell.
+        settings: of the inputs that were written; all there is to compare with where the level itself has none.
+    """
+
+    calculation_id: int
+    supercell_id: int
+    level_id: int
+    configuration: Configuration
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def check_configuration(expected: ExpectedRun, stored: StoredSupercell, found: Configuration) -> None:
+    """Make sure that what a file calculates is what its folder is for.
+
+    Raises:
+        InputError: it is another configuration.
+    """
+    canonical, _ = canonical_form(stored.symmetry, found)
+    wanted = expected.configuration
+    is_it = (canonical.sites, canonical.defect_types) == (wanted.sites, wanted.defect_types)
+    if stored.id != expected.supercell_id or not is_it:
+        supercell = stored.supercell
+        raise InputError(
+            f"it calculates {in_words(canonical)} of {supercell.host.name} {supercell.label}; its folder is that of "
+            f"calculation {expected.calculation_id}, {in_words(wanted)}: put it where it belongs, or take it in with "
+            "`screening results add`"
+        )
+
+
+def level_of_run(session: Session, expected: ExpectedRun, level: LevelOfTheory | None) -> int:
+    """The level of theory of a file in the folder of a calculation, which is that of the calculation; its id.
+
+    Args:
+        level: as the file says; None where it does not.
+
+    Raises:
+        LevelOfTheoryError: the run has other settings.
+    """
+    if level is None:
+        return expected.level_id
+    row = session.get_one(tables.LevelOfTheory, expected.level_id)
+    if _POTENTIALS in row.settings:
+        wrong = differences(level, LevelOfTheory(row.name, row.code, row.functional, row.settings))
+    else:
+        wrong = _differences_from_inputs(level.settings, expected.settings)
+    if wrong:
+        raise LevelOfTheoryError(
+            f"it was not run at the round's level {row.name!r}: {'; '.join(wrong)}; run it with the inputs that were "
+            "exported, or take it in as another level with `screening results add`"
+        )
+    return join_vasp_level(session, level, row.name) if _POTENTIALS in row.settings else expected.level_id
+
+
+def in_words(configuration: Configuration) -> str:
+    """`v_S@12 Se_S@14`, or `the pristine supercell`."""
+    pairs = zip(configuration.sites, configuration.defect_types, strict=True)
+    return " ".join(f"{DefectType.from_code(code).name}@{site}" for site, code in pairs) or "the pristine supercell"
+
+
+def _differences_from_inputs(run: Mapping[str, Any], inputs: Mapping[str, Any]) -> list[str]:
+    """What a run does otherwise than the settings that its inputs were written from."""
+    wrong = []
+    for key in sorted(inputs.keys() & run.keys()):
+        if isinstance(inputs[key], Mapping):
+            for element in sorted(inputs[key].keys() & run[key].keys()):
+                ours, theirs = _short(run[key][element]), _short(inputs[key][element])
+                if ours != theirs:
+                    wrong.append(f"{key} of {element} {ours} against {theirs}")
+        elif _short(run[key]) != _short(inputs[key]):
+            wrong.append(f"{key} {run[key]} against {inputs[key]}")
+    return wrong
+
+
+def _short(value: Any) -> Any:
+    """A value as both sides write it: `Ga_d` of a POTCAR's title, a mesh without its shift of nothing."""
+    if not isinstance(value, str):
+        return value
+    words = value.split()
+    if len(words) == 3 and words[0].startswith("PAW"):
+        return words[1]
+    return value.removesuffix(" shift 0 0 0")
