@@ -11,7 +11,8 @@
     │   │   └── TooManyDefectsError
     │   ├── FileFormatError         a file that cannot be read as what it should be
     │   ├── UnsafeArchiveError      an archive with a path, link or size that is not allowed
-    │   └── LevelOfTheoryError      energies of different levels of theory would be mixed
+    │   ├── LevelOfTheoryError      energies of different levels of theory would be mixed
+    │   └── NothingLeftError        every candidate that could be proposed has a calculation
     ├── CalculationError            a calculation that failed, with its reason
     ├── CountMismatchError          the number of candidates differs from Burnside's count
     ├── ServiceError                PostgreSQL, Redis or a worker is not there or did not start
@@ -62,6 +63,10 @@ class UnsafeArchiveError(InputError):
 
 class LevelOfTheoryError(InputError):
     """Energies of different levels of theory would be mixed."""
+
+
+class NothingLeftError(InputError):
+    """Every candidate of a design query that could be proposed has a calculation."""
 
 
 class CalculationError(ScreeningError):

@@ -77,6 +77,13 @@ def _create_loops() -> None:
         ),
         sa.Column("top", sa.Integer(), nullable=False, comment="so many rows of a ranking count as its best"),
         sa.Column(
+            "only_stored",
+            sa.Boolean(),
+            server_default="false",
+            nullable=False,
+            comment="whether only configurations are proposed that an import brought without results",
+        ),
+        sa.Column(
             "keep_campaigns",
             sa.Boolean(),
             server_default="false",
@@ -103,10 +110,6 @@ def _create_loops() -> None:
         sa.Column("remark", sa.Text(), nullable=True, comment="why it ended, or what it waits for"),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("lease_owner", sa.Text(), nullable=True, comment="worker that advances it now"),
-        sa.Column(
-            "lease_until", sa.DateTime(timezone=True), nullable=True, comment="after this time another worker may"
-        ),
         sa.CheckConstraint(
             "(state IN ('running', 'paused')) = (finished_at IS NULL)", name=op.f("ck_loops_finished_at")
         ),
@@ -121,7 +124,6 @@ def _create_loops() -> None:
         sa.CheckConstraint(
             "batch > 0 AND max_calculations > 0 AND patience > 0 AND top > 0", name=op.f("ck_loops_numbers")
         ),
-        sa.CheckConstraint("num_nulls(lease_owner, lease_until) <> 1", name=op.f("ck_loops_lease")),
         sa.ForeignKeyConstraint(["design_id"], ["designs.id"], name=op.f("fk_loops_design_id")),
         sa.ForeignKeyConstraint(["level_id"], ["levels_of_theory.id"], name=op.f("fk_loops_level_id")),
         sa.ForeignKeyConstraint(["line_id"], ["model_lines.id"], name=op.f("fk_loops_line_id")),

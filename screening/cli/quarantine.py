@@ -11,6 +11,7 @@ import typer
 from screening.cli.options import AsJson
 from screening.cli.output import counted, print_json, print_table
 from screening.cli.project import Project
+from screening.cli.provenance import results_retract
 
 Ids = Annotated[list[int] | None, typer.Argument(metavar="[RESULT]...", help="Ids of results.")]
 Batch = Annotated[str | None, typer.Option("--batch", help="All open results of this batch instead.")]
@@ -22,6 +23,7 @@ def add_commands(results: typer.Typer) -> None:
     results.command("quarantine")(results_quarantine)
     results.command("release")(results_release)
     results.command("reject")(results_reject)
+    results.command("retract")(results_retract)
 
 
 def results_quarantine(

@@ -155,7 +155,6 @@ BROKEN: dict[str, dict[str, dict[str, Any]]] = {
         "numbers": {"batch": 0},
         "failed_has_error": {"state": "failed", "finished_at": "2026-01-01"},
         "finished_at": {"state": "finished"},
-        "lease": {"lease_owner": "here:1"},
     },
     "loop_steps": {"number": {"number": 0}, "stage": {"stage": "sleep"}},
     "model_training_results": {"role": {"role": "test"}},

@@ -39,7 +39,6 @@ class Loop(Table):
         CheckConstraint("batch > 0 AND max_calculations > 0 AND patience > 0 AND top > 0", name="numbers"),
         CheckConstraint("state <> 'failed' OR error IS NOT NULL", name="failed_has_error"),
         CheckConstraint("(state IN ('running', 'paused')) = (finished_at IS NULL)", name="finished_at"),
-        CheckConstraint("num_nulls(lease_owner, lease_until) <> 1", name="lease"),
         Index("ix_loops_running", "id", postgresql_where=text("state = 'running'")),
         {"comment": "loops of ranking, calculating and learning; a worker advances each by one stage at a time"},
     )
@@ -54,6 +53,10 @@ class Loop(Table):
     max_calculations: Mapped[int] = mapped_column(comment="it ends when so many were made")
     patience: Mapped[int] = mapped_column(comment="it ends after so many rankings without a change among the best")
     top: Mapped[int] = mapped_column(comment="so many rows of a ranking count as its best")
+    only_stored: Mapped[bool] = mapped_column(
+        server_default="false",
+        comment="whether only configurations are proposed that an import brought without results",
+    )
     keep_campaigns: Mapped[bool] = mapped_column(
         server_default="false", comment="whether campaigns of versions before the last two stay"
     )
@@ -69,8 +72,6 @@ class Loop(Table):
     remark: Mapped[str | None] = mapped_column(comment="why it ended, or what it waits for")
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     finished_at: Mapped[datetime | None]
-    lease_owner: Mapped[str | None] = mapped_column(comment="worker that advances it now")
-    lease_until: Mapped[datetime | None] = mapped_column(comment="after this time another worker may")
 
 
 class LoopStep(Table):
