@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from screening.cli.campaign_status import campaign_list, campaign_status, describe_campaign, what_is_kept
-from screening.cli.designs import Confidence, Gap, Highest, Sort, Windows, build_query
 from screening.cli.options import (
     AsJson,
     CompositionText,
@@ -30,6 +29,7 @@ from screening.cli.options import (
 )
 from screening.cli.output import counted, duration, note, print_json, print_table, size_on_disk
 from screening.cli.project import LimitOptions, Project
+from screening.cli.query_options import Confidence, Gap, Highest, Sort, Windows, build_query
 from screening.cli.searches import find_symmetry_of, model_id_of, read_space
 from screening.errors import InputError
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,30 +9,40 @@ import typer
 
 from screening.cli.options import AsJson, ModelName, SomeSupercell
 from screening.cli.output import note, print_json, print_table
-from screening.cli.project import Project, stored_host_name
+from screening.cli.project import Project
+from screening.cli.query_options import (
+    AllowedTypes,
+    Closest,
+    Confidence,
+    Counts,
+    DensityText,
+    Farthest,
+    FewestDefects,
+    Forbidden,
+    Gap,
+    Highest,
+    LevelAsked,
+    MostDefects,
+    Mu,
+    Nearest,
+    Pareto,
+    QueryFile,
+    Required,
+    SomeHost,
+    Sort,
+    Spin,
+    Temperature,
+    Windows,
+    find_query,
+    query_fields,
+    with_stored_host,
+)
 from screening.errors import InputError
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import Session
+    from screening.database.design_query import DesignQuery
+    from screening.pipeline.designs import RankedTable
 
-    from screening.database.design_query import DesignQuery, Window
-
-Gap = Annotated[str | None, typer.Option("--gap", help="Window on homo_lumo_gap_min in eV: 1.0:1.2, 1.0: or :1.2.")]
-Windows = Annotated[
-    list[str] | None,
-    typer.Option("--window", help="Window on any property: formation_energy_per_site=:3.0; may be repeated."),
-]
-Sort = Annotated[
-    str | None,
-    typer.Option("--sort", help="Property to rank by, or `probability`; formation_energy_per_site if not given."),
-]
-Highest = Annotated[bool, typer.Option("--highest", help="Rank the highest first, not the lowest.")]
-Confidence = Annotated[
-    float | None,
-    typer.Option("--confidence", help="Smallest probability that every window holds, 0 to 1; 0.5 if not given."),
-]
-SomeHost = Annotated[str | None, typer.Option("--host", help="Name of the host: MoS2; that of --campaign if given.")]
-MostDefects = Annotated[int | None, typer.Option("--max-defects", help="Only candidates of so many defects at most.")]
 CampaignName = Annotated[
     str | None,
     typer.Option("--campaign", help="Rank what this campaign has kept; by its own query if no other is given."),
@@ -47,51 +56,120 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def design(
+    query: QueryFile = None,
     host: SomeHost = None,
     supercell: SomeSupercell = None,
     gap: Gap = None,
+    spin: Spin = None,
     window: Windows = None,
+    types: AllowedTypes = None,
+    require: Required = None,
+    forbid: Forbidden = None,
+    count: Counts = None,
+    min_defects: FewestDefects = None,
     max_defects: MostDefects = None,
+    density: DensityText = None,
+    min_separation: Nearest = None,
+    max_separation: Farthest = None,
+    mu: Mu = None,
+    temperature: Temperature = None,
     sort: Sort = None,
     highest: Highest = False,
+    closest: Closest = None,
+    pareto: Pareto = None,
     confidence: Confidence = None,
+    level: LevelAsked = None,
     campaign: CampaignName = None,
-    limit: Annotated[int, typer.Option("--limit", help="Rows at most.")] = 20,
+    limit: Annotated[int | None, typer.Option("--limit", help="Rows at most; 20 if nothing says how many.")] = None,
     model: ModelName = None,
+    after: Annotated[
+        str | None, typer.Option("--after", help="Cursor of the page before: the rows that come after it.")
+    ] = None,
+    why: Annotated[bool, typer.Option("--why", help="Say of every row why it is there.")] = False,
     save: Annotated[bool, typer.Option("--save", help="Keep the ranking as a snapshot.")] = False,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the snapshot; goes with --save.")] = None,
+    sql: Annotated[bool, typer.Option("--sql", help="Print the SELECT, and run nothing.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Run it and print how the database did it.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Rank the scored candidates that have the properties you want."""
-    from screening.pipeline.designs import run_design_query, store_ranking
+    from screening.pipeline.designs import explain_design_query, run_design_query, sql_of
+    from screening.pipeline.rankings import store_ranking
 
-    parse_windows(gap, window)  # what is wrong with them needs no database
+    options = {
+        "query": query, "host": host, "supercell": supercell, "gap": gap, "spin": spin, "window": window,
+        "types": types, "require": require, "forbid": forbid, "count": count, "min_defects": min_defects,
+        "max_defects": max_defects, "density": density, "min_separation": min_separation,
+        "max_separation": max_separation, "mu": mu, "temperature": temperature, "sort": sort, "highest": highest,
+        "closest": closest, "pareto": pareto, "confidence": confidence, "level": level, "limit": limit,
+    }  # fmt: skip
+    _check_early(options, campaign, asks=[sql, explain, save or name is not None])
+    if name is not None and not save:
+        raise InputError("--name is the name of a snapshot; add --save")
     ranking = None
     with Project().transaction() as session:
-        query = find_query(
-            session, campaign, host=host, supercell=supercell, gap=gap, window=window, max_defects=max_defects,
-            sort=sort, highest=highest, confidence=confidence, limit=limit,
-        )  # fmt: skip
-        table = run_design_query(session, query, model_name=model, campaign_name=campaign)
+        asked = find_query(session, campaign, **options | _first_page(options, campaign))
+        if sql or explain:
+            say = sql_of if sql else explain_design_query
+            print(say(session, asked, model_name=model, campaign_name=campaign))
+            return
+        table = run_design_query(session, asked, model_name=model, campaign_name=campaign, after=after)
         if save:
-            ranking = store_ranking(session, query, table)
+            ranking = store_ranking(session, asked, table, name=name)
     if as_json:
-        space = {"id": table.search_space_id, "description": table.search_space, "candidates": table.candidates}
-        print_json(
-            {
-                "sql": table.sql, "model": table.model, "newer": table.newer, "campaign": table.campaign,
-                "search_space": space, "rows": table.rows, "ranking": ranking,
-            }
-        )  # fmt: skip
+        _print_table_json(table, ranking)
         return
     if not table.rows:
-        print(describe_nothing(query, table.candidates))
+        print(describe_nothing(asked, table.candidates))
     else:
-        print_ranking(table.rows, query)
+        print_ranking(table.rows, asked, why=why)
     print(
-        f"\n{len(table.rows)} rows by model {table.model}, of the {table.candidates:,} candidates of campaign "
-        f"{table.campaign} ({table.search_space})" + (f", kept as ranking {ranking}" if save else "")
+        f"\n{len(table.rows)} rows by model {table.model}, of the {table.candidates:,} candidates of "
+        f"{_describe_campaigns(table)}" + (f", kept as ranking {name or ranking}" if save else "")
     )
+    if table.after is not None:
+        note(f"more rows: the same command with --after {table.after}")
     note_stale(table.model, table.newer, table.campaign)
+
+
+def _check_early(options: dict[str, Any], campaign: str | None, *, asks: list[bool]) -> None:
+    """What is wrong with a query needs no database to be found."""
+    from screening.database.design_query import DesignQuery
+
+    fields = query_fields(options)
+    if sum(asks) > 1:
+        raise InputError("--sql, --explain and --save are three things to do; give one of them")
+    if {"host", "places"} & fields.keys() or campaign is not None:
+        DesignQuery.of(**({"host": "any"} if not {"host", "places"} & fields.keys() else {}) | fields)
+
+
+def _first_page(options: dict[str, Any], campaign: str | None) -> dict[str, Any]:
+    """Twenty rows where nothing else says how many; a campaign's own query keeps more than one wants to read."""
+    return {"limit": 20} if campaign is not None and options["limit"] is None and options["query"] is None else {}
+
+
+def _print_table_json(table: RankedTable, ranking: int | None) -> None:
+    space = {"id": table.search_space_id, "description": table.search_space, "candidates": table.candidates}
+    potentials = {
+        f"{answer.host} {answer.supercell.label}": {
+            element: {"energy": p.energy, "source": p.source, "shift": p.shift}
+            for element, p in answer.potentials.items()
+        }
+        for answer in table.answers
+    }
+    print_json(
+        {
+            "sql": table.sql, "model": table.model, "newer": table.newer, "campaign": table.campaign,
+            "search_space": space, "potentials": potentials, "rows": table.rows, "after": table.after,
+            "ranking": ranking,
+        }
+    )  # fmt: skip
+
+
+def _describe_campaigns(table: RankedTable) -> str:
+    if len(table.answers) == 1:
+        return f"campaign {table.campaign} ({table.search_space})"
+    return "campaigns " + ", ".join(answer.campaign.name for answer in table.answers)
 
 
 def note_stale(model: str, newer: str | None, campaign: str) -> None:
@@ -102,110 +180,39 @@ def note_stale(model: str, newer: str | None, campaign: str) -> None:
         )
 
 
-def find_query(session: Session, campaign_name: str | None, **options: Any) -> DesignQuery:
-    """The design query of a command's options; what they leave open is that of the campaign.
-
-    A campaign that keeps the rows of a query answers that query where the options say nothing of another one.
-
-    Raises:
-        InputError: an option cannot be read, or nothing says which host.
-        UnknownNameError: there is no such campaign.
-    """
-    from screening.database import queries
-    from screening.database.tables import Host, SearchSpace, Supercell
-
-    if campaign_name is None:
-        if options["host"] is None:
-            raise InputError("a design query is about a host; give --host, or --campaign")
-        return with_stored_host(session, build_query(**options))
-    campaign = queries.campaign_by_name(session, campaign_name)
-    supercell = session.get_one(Supercell, session.get_one(SearchSpace, campaign.search_space_id).supercell_id)
-    host = options.pop("host") or session.get_one(Host, supercell.host_id).name
-    place = {"host": host, "supercell": options.pop("supercell") or supercell.label}
-    if campaign.query is not None:
-        kept = campaign.query["limit"]
-        options["limit"] = kept if options.get("limit") is None else min(options["limit"], kept)
-        if all(value is None or value is False or name == "limit" for name, value in options.items()):
-            return with_stored_host(session, _validated(**{**campaign.query, **place, "limit": options["limit"]}))
-    return with_stored_host(session, build_query(**place, **options))
-
-
-def build_query(
-    *,
-    host: str,
-    supercell: str | None = None,
-    gap: str | None = None,
-    window: Sequence[str] | None = None,
-    **others: Any,
-) -> DesignQuery:
-    """The design query of a command's options.
-
-    Args:
-        others: fields of DesignQuery, None where they are not given, and `highest`.
-
-    Raises:
-        InputError: an option cannot be read.
-    """
-    others["direction"] = "highest" if others.pop("highest", False) else "lowest"
-    given = {name: value for name, value in others.items() if value is not None}
-    return _validated(host=host, supercell=supercell, windows=parse_windows(gap, window), **given)
-
-
-def parse_windows(gap: str | None, window: Sequence[str] | None) -> tuple[Window, ...]:
-    """Read --gap and --window.
-
-    Raises:
-        InputError: one cannot be read.
-    """
-    from screening.database.design_query import Window
-
-    windows = [Window.parse("homo_lumo_gap_min", gap)] if gap else []
-    for text in window or ():
-        name, separator, limits = text.partition("=")
-        if not separator:
-            raise InputError(f"--window {text!r} cannot be read; write property=low:high")
-        windows.append(Window.parse(name.strip(), limits))
-    return tuple(windows)
-
-
-def _validated(**fields: Any) -> DesignQuery:
-    from pydantic import ValidationError
-
-    from screening.database.design_query import DesignQuery
-
-    try:
-        return DesignQuery(**fields)
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (found {e['input']!r})" for e in error.errors())
-        raise InputError(f"the design query is not acceptable: {faults}") from error
-
-
-def with_stored_host(session: Session, query: DesignQuery) -> DesignQuery:
-    """The query under the name by which the database knows its host: h-BN for hBN."""
-    return query.model_copy(update={"host": stored_host_name(session, query.host)})
-
-
-def print_ranking(rows: list[dict[str, Any]], query: DesignQuery) -> None:
-    """Print ranked rows with the properties that the query speaks of."""
-    sort = [query.sort] if query.sort != "probability" else []
-    shown = list(dict.fromkeys([*sort, *(window.property for window in query.windows), "homo_lumo_gap_min"]))
-    shown = [name for name in shown if not rows or f"{name}_mean" in rows[0]]
-    columns = ["rank", "candidate", "configuration", "sites", "probability", *shown, "calculated"]
+def print_ranking(rows: list[dict[str, Any]], query: DesignQuery, *, why: bool = False) -> None:
+    """Print ranked rows with the properties that the query speaks of, or with the reason of each."""
+    shown = [] if why else _shown_properties(rows, query)
+    several = len({(row["host"], row["supercell"]) for row in rows}) > 1
+    estimate = query.temperature is not None
+    columns = ["rank", *(["host"] if several else []), "candidate", "configuration", "sites", "probability", *shown]
+    columns += ["concentration"] if estimate else []
+    columns += ["why"] if why else ["calculated"]
     table = []
     for rank, row in enumerate(rows, start=1):
         values = [f"{row[f'{name}_mean']:.3f} +- {row[f'{name}_std']:.3f}" for name in shown]
-        calculated = "yes" if row["calculated"] else ""
+        values += [f"{row['concentration']:.2e}"] if estimate else []
+        values += [row["reason"] if why else "yes" if row["calculated"] else ""]
         sites = " ".join(f"{d}@{s}" for d, s in zip(row["defects"], row["sites"], strict=True))
+        place = [f"{row['host']} {row['supercell']}"] if several else []
         table.append(
-            [rank, row["candidate"], row["configuration"], sites, round(row["probability"], 3), *values, calculated]
+            [rank, *place, row["candidate"], row["configuration"], sites, round(row["probability"], 3), *values]
         )
     print_table(columns, table)
+
+
+def _shown_properties(rows: list[dict[str, Any]], query: DesignQuery) -> list[str]:
+    sort = [query.sort] if not query.pareto and query.sort not in ("probability", "concentration") else []
+    goals = [goal.property for goal in query.pareto]
+    windows = [window.property for window in query.windows]
+    names = dict.fromkeys([*goals, *sort, *windows, "homo_lumo_gap_min"])
+    return [name for name in names if all(f"{name}_mean" in row for row in rows)]
 
 
 def describe_nothing(query: DesignQuery, candidates: int) -> str:
     """Why a ranking may be empty, and what to change."""
     if not query.windows:
-        return f"the search space has {candidates} candidates; score another one"
+        return f"none of the {candidates} candidates is what the query asks for; ask for less, or score another space"
     return (
         f"none of the {candidates} candidates has {describe_windows(query)} with a probability of "
         f"{query.confidence:g} or more; lower --confidence, or widen the windows"
@@ -215,21 +222,21 @@ def describe_nothing(query: DesignQuery, candidates: int) -> str:
 def describe_query(query: DesignQuery) -> str:
     """A design query in words: `homo_lumo_gap_min 1:1.2 (probability 0.5 or more), lowest formation_energy first`."""
     windows = f"{describe_windows(query)} (probability {query.confidence:g} or more), " if query.windows else ""
-    order = "likeliest" if query.sort == "probability" else f"{query.direction} {query.sort}"
-    return f"{windows}{order} first"
+    if query.pareto:
+        return f"{windows}front of " + ", ".join(f"{goal.direction} {goal.property}" for goal in query.pareto)
+    order = {"probability": "likeliest", "concentration": "most frequent"}.get(query.sort)
+    if query.target is not None:
+        order = f"{query.sort} closest to {query.target:g}"
+    return f"{windows}{order or f'{query.direction} {query.sort}'} first"
 
 
 def describe_windows(query: DesignQuery) -> str:
     """The windows as their options are written: `homo_lumo_gap_min 1:1.2 and total_mag 0.5:`."""
-    return " and ".join(f"{window.property} {_ends(window)}" for window in query.windows)
-
-
-def _ends(window: Window) -> str:
-    """The window as its option is written: `1.0:1.2`."""
-    return ":".join("" if end is None else f"{end:g}" for end in (window.low, window.high))
+    return " and ".join(map(str, query.windows))
 
 
 def next_(
+    query: QueryFile = None,
     host: SomeHost = None,
     supercell: SomeSupercell = None,
     gap: Gap = None,
@@ -261,23 +268,24 @@ def next_(
 ) -> None:
     """Propose the next calculations for a design query, or for the model itself, and store them as a round."""
     from screening.database.models import newer_in_production
-    from screening.pipeline.designs import find_campaign
+    from screening.pipeline.campaign_choice import find_campaign
 
     if learn and (gap or window or sort or highest):
         raise InputError(
             "--learn chooses what makes the model better everywhere; leave --gap, --window, --sort and --highest out"
         )
-    parse_windows(gap, window)
+    options = {
+        "query": query, "host": host, "supercell": supercell, "gap": gap, "window": window,
+        "max_defects": max_defects, "sort": sort, "highest": highest,
+    }  # fmt: skip
+    _check_early(options, campaign, asks=[])
     project = Project()
     with project.transaction() as session:
-        query = find_query(
-            session, campaign, host=host, supercell=supercell, gap=gap, window=window, max_defects=max_defects,
-            sort=sort, highest=highest,
-        )  # fmt: skip
-        answering, scorer = find_campaign(session, query, model_name=model, campaign_name=campaign)
+        asked = find_query(session, campaign, **options)
+        answering, scorer = find_campaign(session, asked, model_name=model, campaign_name=campaign)
         stale = (scorer.name, newer_in_production(session, scorer.id), answering.name)
     proposals = propose_stored(
-        project, query, structures, learn=learn, n=n, model_name=model, campaign_name=campaign, level_name=level,
+        project, asked, structures, learn=learn, n=n, model_name=model, campaign_name=campaign, level_name=level,
         only_stored=only_stored, seed=seed,
     )  # fmt: skip
     if as_json:

@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import screening.cli.loops as loops
+import screening.cli.provenance as provenance
 from screening.cli.calculations import builtin_level, calculate_stored, print_calculations
-from screening.cli.designs import build_query, print_proposals, print_ranking, propose_stored
+from screening.cli.designs import print_proposals, print_ranking, propose_stored
 from screening.cli.models import train_stored
 from screening.cli.options import AsJson
 from screening.cli.output import note, print_json, print_table, progress_bar
 from screening.cli.project import Project
+from screening.cli.query_options import build_query
 from screening.cli.searches import enumerate_stored, read_space, score_stored
 from screening.cli.services import start_services
 from screening.errors import ScreeningError
@@ -65,9 +68,11 @@ Epochs = Annotated[int, typer.Option("--epochs", help="Passes over the training 
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Add this module's commands."""
+    """Add this module's commands, and those on loops that the workers drive and on provenance."""
     app.command()(demo)
     app.command("demo-2dmd")(demo_2dmd)
+    loops.add_commands(app)
+    provenance.add_commands(app)
 
 
 def demo(output: Output = Path("demo"), n: BatchSize = 6, epochs: Epochs = 300, as_json: AsJson = False) -> None:

@@ -14,7 +14,9 @@ from sqlalchemy import CursorResult, Float, bindparam, cast, delete, exists, fun
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from screening.database.design_query import DesignQuery, sort_key
+from screening.database.branches import load_branch
+from screening.database.design_query import DesignQuery
+from screening.database.query_sql import sort_key
 from screening.database.tables import Campaign, Candidate, Chunk
 
 _LONGEST_LOCK_MS = 500  # that everybody may have to wait for a partition to be dropped
@@ -215,7 +217,7 @@ def trim(session: Session, campaign: Campaign, *, slack: int = 0) -> float | Non
     stored = session.execute(select(func.count()).where(of_campaign)).scalar_one()
     if stored <= query.limit + slack:
         return campaign.cutoff
-    key = sort_key(query)
+    key = sort_key(query, load_branch(session, campaign, query))
     last_key, last_id = session.execute(
         select(key, Candidate.id).where(of_campaign).order_by(key, Candidate.id).offset(query.limit - 1).limit(1)
     ).one()

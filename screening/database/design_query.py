@@ -1,90 +1,110 @@
 """A design query: which candidates have the properties I want.
 
-A typed specification compiles to one parameterised SELECT over the candidates of one campaign. Predictions are
-normal distributions; the probability that a window holds is the normal distribution's integral over it, and the
-windows of a query are taken as independent, so the probability that all hold is their product.
+One typed specification, whether it is written in Python, in a TOML or JSON file, or as options of a command: all
+three give the same object, and what is wrong with it is said with the name of the field, what was found and what is
+allowed. `screening.database.query_sql` compiles it to one SELECT.
+
+Parts that are more than a number may be written as text: a place `MoS2 8x8`, a count `v_S:0-2`, a window
+`homo_lumo_gap_min=1.0:1.2`, a density `1e13:5e13cm-2`, potentials `metal-rich,Se=-3.5`, a goal
+`homo_lumo_gap_min=highest`.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from sqlalchemy import ColumnElement, Float, Select, and_, cast, exists, func, literal, select
-from sqlalchemy.dialects import postgresql
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from screening.database.tables import (
-    PROPERTY_COMMENTS,
-    Arrangement,
-    Calculation,
-    Campaign,
-    Candidate,
-    Composition,
-    Configuration,
-    SearchSpace,
-    TrainedModel,
+from screening.database.query_parts import (
+    ENERGIES,
+    Count,
+    Density,
+    Goal,
+    Place,
+    Potentials,
+    Window,
+    check_type,
+    full_name,
 )
-from screening.errors import InputError
+from screening.errors import FileFormatError, InputError
 
-SMALLEST_STD = 1e-6  # eV; a prediction without spread still has a distribution
+__all__ = ["CONCENTRATION", "PROBABILITY", "DesignQuery", "Window", "read_fields", "read_query"]
+
+PROBABILITY, CONCENTRATION = "probability", "concentration"
 
 
-class Window(BaseModel):
-    """A property between two values; either end may be open."""
+def _listed(value: Any) -> Any:
+    """Several of something, of which one alone or a text with commas is accepted too."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return [value] if isinstance(value, Mapping | BaseModel) else value
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    property: str
-    low: float | None = Field(default=None, allow_inf_nan=False)
-    high: float | None = Field(default=None, allow_inf_nan=False)
+def _sort_name(name: str) -> str:
+    return name if name in (PROBABILITY, CONCENTRATION) else full_name(name)
 
-    @model_validator(mode="after")
-    def _is_a_window(self) -> Window:
-        check_property(self.property)
-        if self.low is None and self.high is None:
-            raise ValueError(f"the window on {self.property} is open at both ends; give low or high")
-        if self.low is not None and self.high is not None and self.low >= self.high:
-            raise ValueError(
-                f"the window on {self.property} goes from {self.low:g} to {self.high:g}; low must be below high"
-            )
-        return self
 
-    def is_inside(self, other: Window) -> bool:
-        """Whether another window of the same property holds wherever this one does."""
-        lower = other.low is None or (self.low is not None and self.low >= other.low)
-        higher = other.high is None or (self.high is not None and self.high <= other.high)
-        return self.property == other.property and lower and higher
-
-    @classmethod
-    def parse(cls, property_name: str, text: str) -> Window:
-        """Read `1.0:1.2`, `1.0:` or `:1.2`.
-
-        Raises:
-            InputError: the text is no window.
-        """
-        parts = text.split(":")
-        try:
-            low, high = (float(part) if part.strip() else None for part in parts)
-            return cls(property=property_name, low=low, high=high)
-        except ValueError as error:
-            raise InputError(
-                f"{text!r} is no window on {property_name}; write low:high, low: or :high with low below high"
-            ) from error
+TypeName = Annotated[str, AfterValidator(check_type)]
+Types = Annotated[tuple[TypeName, ...], BeforeValidator(_listed)]
 
 
 class DesignQuery(BaseModel):
-    """What is wanted of the candidates of a host."""
+    """What is wanted of the candidates of one host or several.
+
+    Attributes:
+        places: hosts and supercells; `host` and `supercell` are accepted for one.
+        types: defect types that may occur; any if empty.
+        required: each of them occurs.
+        forbidden: none of them occurs.
+        density: of defects, per unit cell, cm^2 or cm^3.
+        min_separation: least distance between any two defects, angstrom; `max_separation` the largest.
+        level: name of the level of theory that the predictions must be of.
+        potentials: chemical potentials that the formation energies are to have.
+        temperature: of the estimate of concentrations, K.
+        sort: a property, `probability` that all windows hold, or `concentration`, both the largest first.
+        target: value that `direction` closest is about.
+        pareto: two or three goals: the candidates that no other one beats in all of them, instead of an order.
+        confidence: smallest probability that all windows hold.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    host: str
-    supercell: str | None = None
+    places: Annotated[tuple[Place, ...], BeforeValidator(_listed), Field(min_length=1)]
+    types: Types = ()
+    required: Types = ()
+    forbidden: Types = ()
+    counts: Annotated[tuple[Count, ...], BeforeValidator(_listed)] = ()
+    min_defects: int | None = Field(default=None, ge=1)
     max_defects: int | None = Field(default=None, ge=1)
-    windows: tuple[Window, ...] = ()
-    sort: str = "formation_energy_per_site"
-    direction: Literal["lowest", "highest"] = "lowest"
+    density: Density | None = None
+    min_separation: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+    max_separation: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+    windows: Annotated[tuple[Window, ...], BeforeValidator(_listed)] = ()
+    level: str | None = None
+    potentials: Potentials = Potentials()
+    temperature: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+    sort: Annotated[str, AfterValidator(_sort_name)] = "formation_energy_per_site"
+    direction: Literal["lowest", "highest", "closest"] = "lowest"
+    target: float | None = Field(default=None, allow_inf_nan=False)
+    pareto: Annotated[tuple[Goal, ...], BeforeValidator(_listed)] = ()
     confidence: float = Field(default=0.5, ge=0.0, lt=1.0)
-    limit: int = Field(default=20, ge=1, le=1_000_000)
+    limit: int = Field(default=20, ge=1, le=10_000_000)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _host_is_a_place(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or not {"host", "supercell"} & given.keys():
+            return given
+        fields = dict(given)
+        host, supercell = fields.pop("host", None), fields.pop("supercell", None)
+        if "places" in fields:
+            raise ValueError("give host and supercell, or places, not both")
+        if host is None:
+            raise ValueError(f"supercell is {supercell!r} without a host; give host, such as MoS2")
+        return fields | {"places": [{"host": host, "supercell": supercell}]}
 
     @model_validator(mode="after")
     def _has_one_window_for_a_property(self) -> DesignQuery:
@@ -92,23 +112,116 @@ class DesignQuery(BaseModel):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"there are several windows on {', '.join(twice)}; give one for each, as low:high")
+        if set(names) >= ENERGIES:
+            raise ValueError(
+                "windows are both on formation_energy and on formation_energy_per_site, which are one prediction; "
+                "give a window on one of them"
+            )
+        levels = sorted({window.level for window in self.windows if window.level} | {self.level or ""} - {""})
+        if len(levels) > 1:
+            raise ValueError(f"levels of theory are {', '.join(levels)}; a ranking is at one level: ask for one")
         return self
 
     @model_validator(mode="after")
-    def _sorts_by_a_property(self) -> DesignQuery:
-        if self.sort != "probability":
-            check_property(self.sort)
+    def _limits_do_not_contradict(self) -> DesignQuery:
+        for low, high in (("min_defects", "max_defects"), ("min_separation", "max_separation")):
+            least, most = getattr(self, low), getattr(self, high)
+            if least is not None and most is not None and least > most:
+                raise ValueError(f"{low} is {least:g}, above {high}, which is {most:g}")
+        both = sorted(set(self.required) & set(self.forbidden))
+        if both:
+            raise ValueError(f"{', '.join(both)} are required and forbidden; leave them out of one")
+        if self.types and not set(self.required) <= set(self.types):
+            missing = sorted(set(self.required) - set(self.types))
+            raise ValueError(f"{', '.join(missing)} are required, but types allows {', '.join(self.types)} only")
+        counted = [count.type for count in self.counts]
+        if len(set(counted)) < len(counted):
+            raise ValueError(f"counts has a type twice: {', '.join(counted)}")
         return self
+
+    @model_validator(mode="after")
+    def _has_one_objective(self) -> DesignQuery:
+        if (self.direction == "closest") != (self.target is not None):
+            raise ValueError(f"direction is {self.direction}, target {self.target}; closest, and only it, has a target")
+        if self.sort in (PROBABILITY, CONCENTRATION) and self.direction == "closest":
+            raise ValueError(f"direction is closest; by {self.sort} the largest come first: leave it out")
+        if self.sort == CONCENTRATION and self.temperature is None:
+            raise ValueError("sort is concentration, which depends on the temperature: give temperature, in K")
+        if self.pareto:
+            if not 2 <= len({goal.property for goal in self.pareto}) == len(self.pareto) <= 3:
+                raise ValueError(f"pareto has {len(self.pareto)} goals; give two or three, each on another property")
+            if {goal.property for goal in self.pareto} >= ENERGIES:
+                raise ValueError("formation_energy and formation_energy_per_site are one prediction; choose one goal")
+            if self.direction != "lowest" or self.sort != "formation_energy_per_site":
+                raise ValueError("pareto stands in place of sort and direction; leave them out")
+        return self
+
+    @classmethod
+    def of(cls, **fields: Any) -> DesignQuery:
+        """A query of fields, whatever they are made of.
+
+        Raises:
+            InputError: something is wrong; every fault with its field, what was found and what is allowed.
+        """
+        try:
+            return cls(**fields)
+        except ValidationError as error:
+            raise InputError(f"the design query is not acceptable: {'; '.join(map(_fault, error.errors()))}") from error
+
+    @property
+    def place(self) -> Place:
+        """The only place.
+
+        Raises:
+            InputError: there are several.
+        """
+        if len(self.places) > 1:
+            raise InputError(
+                f"the design query is about {', '.join(map(str, self.places))}; here it must be about one of them"
+            )
+        return self.places[0]
+
+    @property
+    def host(self) -> str:
+        """Host of the only place."""
+        return self.place.host
+
+    @property
+    def supercell(self) -> str | None:
+        """Supercell of the only place."""
+        return self.place.supercell
+
+    @property
+    def asked_level(self) -> str | None:
+        """Name of the level of theory that it asks for, of itself or of a window."""
+        return self.level or next((window.level for window in self.windows if window.level), None)
 
     @property
     def properties(self) -> set[str]:
         """What a model must predict to answer it."""
-        return {window.property for window in self.windows} | ({self.sort} - {"probability"})
+        found = {window.property for window in self.windows} | {goal.property for goal in self.pareto}
+        if not self.pareto:
+            found |= {self.sort} - {PROBABILITY, CONCENTRATION}
+        return found | ({"formation_energy"} if self.temperature is not None else set())
+
+    @property
+    def has_filters(self) -> bool:
+        """Whether it asks for certain defect types or numbers of them."""
+        return bool(self.types or self.required or self.forbidden or self.counts)
+
+    def stored(self) -> dict[str, Any]:
+        """Its JSON as it is stored and compared: places, limit, and what differs from the defaults."""
+        return self.model_dump(mode="json", exclude_defaults=True) | {"limit": self.limit}
+
+    def at(self, host: str, supercell: str | None = None) -> DesignQuery:
+        """The same of one place."""
+        return self.model_copy(update={"places": (Place(host=host, supercell=supercell),)})
 
     def ranks_as(self, other: DesignQuery) -> bool:
         """Whether its rows are the first ones of another query."""
-        ends = {"host": self.host, "supercell": self.supercell, "limit": self.limit}
-        return self.limit <= other.limit and self == other.model_copy(update=ends)
+        return self.limit <= other.limit and self == other.model_copy(
+            update={"places": self.places, "limit": self.limit}
+        )
 
     def is_narrower_than(self, other: DesignQuery) -> bool:
         """Whether every candidate that satisfies it satisfies another query, whatever they sort by."""
@@ -116,122 +229,72 @@ class DesignQuery(BaseModel):
             self.max_defects is not None and self.max_defects <= other.max_defects
         )
         windows_hold = all(any(mine.is_inside(window) for mine in self.windows) for window in other.windows)
-        return fewer_defects and windows_hold and self.confidence >= other.confidence
+        others = ("types", "required", "forbidden", "counts", "min_defects", "density", "min_separation",
+                  "max_separation")  # fmt: skip
+        filters_hold = all(
+            getattr(other, name) in (type(other).model_fields[name].default, getattr(self, name)) for name in others
+        )
+        same_energies = self.potentials == other.potentials or not ENERGIES & {w.property for w in other.windows}
+        return fewer_defects and windows_hold and filters_hold and same_energies and self.confidence >= other.confidence
 
 
-def check_property(name: str) -> None:
-    """Make sure that a property is one that predictions have.
+def read_query(path: Path) -> DesignQuery:
+    """The design query of a TOML or JSON file.
 
     Raises:
-        InputError: it is not.
+        FileFormatError: the file is neither, or cannot be read.
+        InputError: what it says is not acceptable.
     """
-    if name not in PROPERTY_COMMENTS:
-        raise InputError(f"no property is called {name!r}; the properties are {', '.join(PROPERTY_COMMENTS)}")
+    return DesignQuery.of(**read_fields(path))
 
 
-def compile_query(query: DesignQuery, *, campaign_id: int) -> Select[Any]:
-    """The SELECT of a design query: one row per candidate that has what it sorts by, best first, ties by candidate."""
-    probability = _rounded(_probability(query.windows))
-    columns = [getattr(Candidate, f"{name}_{part}") for name in PROPERTY_COMMENTS for part in ("mean", "std")]
-    statement = (
-        select(
-            Candidate.id.label("candidate"),
-            Composition.label.label("configuration"),
-            Candidate.sites,
-            Arrangement.defect_types,
-            Candidate.multiplicity,
-            cast(probability, Float).label("probability"),
-            _is_calculated().label("calculated"),
-            *columns,
-        )
-        .join(Arrangement, Arrangement.id == Candidate.arrangement_id)
-        .join(Composition, Composition.id == Arrangement.composition_id)
-        .where(Candidate.campaign_id == campaign_id)
-    )
-    if query.max_defects is not None:
-        statement = statement.where(Composition.n_defects <= query.max_defects)
-    if query.sort != "probability":
-        statement = statement.where(getattr(Candidate, f"{query.sort}_mean").is_not(None))
-    for window in query.windows:
-        statement = statement.where(_could_hold(window, query.confidence))
-    if query.windows:
-        statement = statement.where(_probability(query.windows) >= query.confidence)
-    return statement.order_by(_order(query, probability), Candidate.id).limit(query.limit)
+def read_fields(path: Path) -> dict[str, Any]:
+    """The fields of a design query in a TOML or JSON file, as they are written.
 
-
-def sort_key(query: DesignQuery) -> ColumnElement[float]:
-    """What a design query ranks candidates by, the smaller the better."""
-    if query.sort == "probability":
-        return -_rounded(_probability(query.windows))
-    key: ColumnElement[float] = cast(getattr(Candidate, f"{query.sort}_mean"), Float)
-    return key if query.direction == "lowest" else -key
-
-
-def to_sql(statement: Select[Any]) -> str:
-    """The statement as PostgreSQL text with its parameters in place, to read and to run in psql."""
-    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
-    return str(statement.compile(dialect=dialect, compile_kwargs={"literal_binds": True}))
-
-
-def _order(query: DesignQuery, probability: ColumnElement[Any]) -> ColumnElement[Any]:
-    if query.sort == "probability":
-        return probability.desc()
-    column: ColumnElement[Any] = getattr(Candidate, f"{query.sort}_mean").expression
-    return column.asc() if query.direction == "lowest" else column.desc()  # as an index does, forwards or backwards
-
-
-def _could_hold(window: Window, confidence: float) -> ColumnElement[bool]:
-    """An index condition: at a confidence of a half and more, a window's mean must lie inside it.
-
-    A normal distribution whose mean is outside has less than a half inside, and no factor of a product of
-    probabilities is smaller than the product; so this holds for every window of a query.
+    Raises:
+        FileFormatError: the file is neither, or cannot be read.
     """
-    mean: ColumnElement[Any] = getattr(Candidate, f"{window.property}_mean").expression
-    if confidence < 0.5:
-        return mean.is_not(None)
-    ends = []
-    if window.low is not None:
-        ends.append(mean >= window.low)
-    if window.high is not None:
-        ends.append(mean <= window.high)
-    return and_(*ends)
+    import tomllib
+
+    readers = {".toml": tomllib.loads, ".json": json.loads}
+    if path.suffix not in readers:
+        raise FileFormatError(f"{path} is no design query; expected a file that ends in .toml or .json")
+    try:
+        fields = readers[path.suffix](path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileFormatError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # of json, tomllib and the encoding
+        raise FileFormatError(f"{path} is no {path.suffix[1:].upper()}: {error}") from error
+    if not isinstance(fields, dict):
+        raise FileFormatError(f"{path} holds a {type(fields).__name__}; expected the fields of a design query")
+    return fields
 
 
-def _probability(windows: tuple[Window, ...]) -> ColumnElement[float]:
-    """Product over the windows of the normal distribution's integral (erf: PostgreSQL 16)."""
-    product: ColumnElement[float] = literal(1.0)
-    for window in windows:
-        mean = cast(getattr(Candidate, f"{window.property}_mean"), Float)
-        std = func.greatest(cast(getattr(Candidate, f"{window.property}_std"), Float), SMALLEST_STD, type_=Float)
-        below_high = literal(1.0) if window.high is None else _normal_cdf((window.high - mean) / std)
-        below_low = literal(0.0) if window.low is None else _normal_cdf((window.low - mean) / std)
-        product = product * (below_high - below_low)
-    return product
+def _fault(error: Any) -> str:
+    """A fault of pydantic in our words: the field, what is allowed, what was found."""
+    where = ".".join(str(part) for part in error["loc"])
+    said = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        of = _fields_at(error["loc"])
+        said = f"no field is called so; the fields are {', '.join(of)}"
+    elif error["type"] == "missing":
+        said = "it is missing; give host, such as MoS2" if where == "places" else "it is missing"
+        return f"{where}: {said}"
+    if not where:
+        return said
+    return f"{where}: {said} (found {error['input']!r})"
 
 
-def _rounded(probability: ColumnElement[float]) -> ColumnElement[Any]:
-    """To six digits as numpy rounds, in double precision: numeric takes four times as long over a whole campaign."""
-    return func.round(probability * 1e6, type_=Float) / 1e6
-
-
-def _normal_cdf(z: ColumnElement[Any]) -> ColumnElement[float]:
-    return 0.5 * (1.0 + func.erf(z / 2.0**0.5, type_=Float))
-
-
-def _is_calculated() -> ColumnElement[bool]:
-    """Whether a finished calculation at the model's level of theory exists for the candidate."""
-    return exists(
-        select(1)
-        .select_from(Calculation)
-        .join(Configuration, Configuration.id == Calculation.configuration_id)
-        .join(Campaign, Campaign.id == Candidate.campaign_id)
-        .join(SearchSpace, SearchSpace.id == Campaign.search_space_id)
-        .join(TrainedModel, TrainedModel.id == Campaign.model_id)
-        .where(
-            Configuration.supercell_id == SearchSpace.supercell_id,
-            Configuration.sites == Candidate.sites,
-            Configuration.defect_types == Arrangement.defect_types,
-            Calculation.level_id == TrainedModel.level_id,
-            Calculation.state == "finished",
-        )
-    )
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    parts: dict[str, type[BaseModel]] = {
+        "places": Place,
+        "counts": Count,
+        "windows": Window,
+        "density": Density,
+        "potentials": Potentials,
+        "pareto": Goal,
+    }
+    owner = parts.get(str(location[0])) if len(location) > 1 else None
+    if owner is not None:
+        return list(owner.model_fields)
+    return ["host", "supercell", *DesignQuery.model_fields]

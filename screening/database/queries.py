@@ -13,7 +13,7 @@ from sqlalchemy import ARRAY, Row, SmallInteger, column, func, literal, select, 
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import Session
 
-from screening.database.design_query import DesignQuery
+from screening.database.design_query import CONCENTRATION, PROBABILITY, DesignQuery
 from screening.database.models import find_model, is_usable, lineage, newest_in_production, stands
 from screening.database.tables import (
     Arrangement,
@@ -362,7 +362,7 @@ def best_value(session: Session, query: DesignQuery, *, supercell_id: int, level
     Only results of the supercell that is ranked: a concentration of defects, and at one k-point even the host's own
     levels, belong to a supercell.
     """
-    if query.sort == "probability":
+    if query.sort in (PROBABILITY, CONCENTRATION) or query.target is not None or query.pareto:
         return None
     column = getattr(CalculationResult, query.sort)
     best = func.min(column) if query.direction == "lowest" else func.max(column)

@@ -76,7 +76,7 @@ def plan(
             search_space_id=search_space_id,
             model_id=request.model_id,
             storage="all" if request.query is None else "best",
-            query=None if request.query is None else request.query.model_dump(mode="json"),
+            query=None if request.query is None else request.query.stored(),
         )
         .on_conflict_do_nothing()
         .returning(tables.Campaign)
@@ -255,7 +255,7 @@ def _find_same(session: Session, search_space_id: int, request: CampaignRequest)
     statement = select(campaign).where(campaign.search_space_id == search_space_id, model)
     if request.query is None:
         return session.scalar(statement.where(campaign.storage == "all"))
-    wanted = request.query.model_dump(mode="json")
+    wanted = request.query.stored()
     statement = statement.where(campaign.storage == "best", campaign.query == wanted)
     if request.name is not None:
         statement = statement.where(campaign.name == request.name)

@@ -10,11 +10,13 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from screening.database import queries, tables
+from screening.database.branches import load_branch
 from screening.database.design_query import DesignQuery
+from screening.database.query_parts import Potentials
 from screening.defects.defect_types import Configuration
 from screening.defects.host import Supercell
 from screening.errors import InputError
-from screening.pipeline.designs import describe_space, find_campaign
+from screening.pipeline.campaign_choice import describe_space, find_campaign
 from screening.pipeline.hosts import load_supercell
 from screening.pipeline.references import level_of_name
 from screening.pipeline.rounds import Pool, Proposal, open_candidates, store_proposals
@@ -53,8 +55,14 @@ def propose_informative(
     campaign, model = find_campaign(session, query, model_name=model_name, campaign_name=campaign_name)
     level_id = model.level_id if level_name is None else level_of_name(session, level_name)
     space = session.get_one(tables.SearchSpace, campaign.search_space_id)
-    everything = query.model_copy(update={"windows": (), "sort": "probability"})
-    candidates = open_candidates(everything, campaign, space, level_id=level_id, only_stored=only_stored)
+    everything = query.model_copy(
+        update={
+            "windows": (), "sort": "probability", "direction": "lowest", "target": None, "temperature": None,
+            "pareto": (), "potentials": Potentials(),
+        }
+    )  # fmt: skip
+    branch = load_branch(session, campaign, everything)
+    candidates = open_candidates(everything, branch, space, level_id=level_id, only_stored=only_stored)
     pool, std = _sample(session, candidates, model.properties, seed)
     if not pool.candidate_ids:
         raise InputError(
@@ -63,7 +71,7 @@ def propose_informative(
         )
     stored = load_supercell(session, supercell_id)
     rows, left = _choose(stored.supercell, pool, std, _known(session, supercell_id, level_id, model.id, seed), n=n)
-    round_ = tables.Round(model_id=model.id, level_id=level_id, query=everything.model_dump(mode="json"), seed=seed)
+    round_ = tables.Round(model_id=model.id, level_id=level_id, query=everything.stored(), seed=seed)
     session.add(round_)
     session.flush()
     reasons = {

@@ -14,17 +14,20 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from screening.database import queries, tables
-from screening.database.design_query import DesignQuery, compile_query, sort_key
+from screening.database.branches import load_branch
+from screening.database.design_query import CONCENTRATION, DesignQuery
 from screening.database.leases import finish, lease_kept
+from screening.database.query_sql import Branch, compile_query, sort_key
 from screening.database.session import session_scope
 from screening.defects.defect_types import Configuration
 from screening.defects.host import Supercell
 from screening.dft import xtb
 from screening.dft.structures import write_structure
-from screening.errors import CalculationError, InputError
-from screening.pipeline.designs import describe_space, find_campaign
+from screening.errors import CalculationError, InputError, NothingLeftError
+from screening.pipeline.campaign_choice import describe_space, find_campaign
 from screening.pipeline.hosts import StoredSupercell, add_configurations, load_supercell
 from screening.pipeline.references import level_of_name
+from screening.pipeline.result_rows import free_name
 from screening.pipeline.results import add_references, store_result
 
 POOL_ROWS = 100_000  # the likeliest candidates, among which a round is chosen
@@ -92,11 +95,12 @@ def propose(
     _check_properties(query, model)
     level_id = model.level_id if level_name is None else level_of_name(session, level_name)
     space = session.get_one(tables.SearchSpace, campaign.search_space_id)
+    branch = load_branch(session, campaign, query)
     pool = _read_pool(
-        session, open_candidates(query, campaign, space, level_id=level_id, only_stored=only_stored), _improved(query)
+        session, open_candidates(query, branch, space, level_id=level_id, only_stored=only_stored), _improved(query)
     )
     if not pool.candidate_ids:
-        raise InputError(
+        raise NothingLeftError(
             "every candidate of the design query has a calculation"
             f"{' or no stored configuration' if only_stored else ''}; it is answered from {space.expected} candidates, "
             f"{describe_space(space)}: widen it, or enumerate and score a larger search space"
@@ -106,7 +110,7 @@ def propose(
     order = np.random.default_rng(seed).permutation(len(pool.candidate_ids))
     worth = _worth(pool, query, best, n=n)
     chosen = order[_choose(worth[order], [pool.configurations[i] for i in order], stored.supercell, n=n)]
-    round_ = tables.Round(model_id=model.id, level_id=level_id, query=query.model_dump(mode="json"), seed=seed)
+    round_ = tables.Round(model_id=model.id, level_id=level_id, query=query.stored(), seed=seed)
     session.add(round_)
     session.flush()
     return store_proposals(session, stored, pool, round_, reasons={int(i): _reason(pool, i, worth[i]) for i in chosen})
@@ -199,7 +203,7 @@ def calculate_unit(engine: Engine, calculation_id: int, owner: str) -> None:
             add_references(session, stored, configuration, xtb.level_of_theory(relax))
         result = xtb.calculate(stored.supercell, configuration, relax=relax)
         with session_scope(engine) as session:
-            name = f"calculation {calculation_id}"
+            name = free_name(session, dataset, f"calculation {calculation_id}")
             store_result(session, stored, calculation_id, result, dataset=dataset, row_name=name)
             finish(session, tables.Calculation, calculation_id, owner)
 
@@ -215,13 +219,27 @@ def _check_properties(query: DesignQuery, model: tables.TrainedModel) -> None:
 
 
 def open_candidates(
-    query: DesignQuery, campaign: tables.Campaign, space: tables.SearchSpace, *, level_id: int, only_stored: bool
+    query: DesignQuery, branch: Branch, space: tables.SearchSpace, *, level_id: int, only_stored: bool
 ) -> Select[Any]:
     """The SELECT of the candidates that could be proposed at a level of theory, the likeliest first.
 
     Of those that are as likely, which without a window are all, the ones that the query ranks first.
+
+    Raises:
+        InputError: the query has another objective than the lowest or highest of a property, or probability; or it
+            shifts energies.
     """
-    wide = query.model_copy(update={"confidence": 0.0, "limit": POOL_ROWS, "sort": "probability"})
+    if query.pareto or query.target is not None or query.sort == CONCENTRATION or not query.potentials.are_references:
+        raise InputError(
+            "calculations are proposed for the lowest or highest of a property, or for probability, at the reference "
+            "chemical potentials; leave pareto, closest, concentration and potentials out of the design query"
+        )
+    wide = query.model_copy(
+        update={
+            "confidence": 0.0, "limit": POOL_ROWS, "sort": "probability", "direction": "lowest", "target": None,
+            "temperature": None,
+        }
+    )  # fmt: skip
     same = (
         select(tables.Configuration.id)
         .where(
@@ -234,10 +252,10 @@ def open_candidates(
     taken = same.join(tables.Calculation, tables.Calculation.configuration_id == tables.Configuration.id).where(
         tables.Calculation.level_id == level_id
     )
-    statement = compile_query(wide, campaign_id=campaign.id).where(~taken.exists())
+    statement = compile_query(wide, [branch]).where(~taken.exists())
     if query.sort != "probability":
         likeliest = statement.selected_columns["probability"].desc()
-        statement = statement.order_by(None).order_by(likeliest, sort_key(query), tables.Candidate.id)
+        statement = statement.order_by(None).order_by(likeliest, sort_key(query, branch), tables.Candidate.id)
     return statement.where(same.exists()) if only_stored else statement
 
 

@@ -20,21 +20,23 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import erf
 from sqlalchemy import Engine, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from screening.database import campaigns as rows
 from screening.database import queries, tables
+from screening.database.branches import load_branch
 from screening.database.bulk_copy import Column, copy_rows
-from screening.database.design_query import SMALLEST_STD, DesignQuery
+from screening.database.design_query import CONCENTRATION, DesignQuery
 from screening.database.leases import LEASE_S, finish, lease_kept, sign, worker_of
+from screening.database.query_sql import Branch
 from screening.database.session import end_when_idle, session_scope
 from screening.defects.checksum import add_checksums, checksum
 from screening.defects.defect_types import Configuration, composition_label
 from screening.defects.enumeration import Block, Chunk, SearchSpace, enumerate_chunk
 from screening.errors import LeaseLostError
+from screening.pipeline.block_queries import QueryBlock, matching, probabilities, sort_keys
 from screening.pipeline.hosts import StoredSupercell, add_compositions
 from screening.pipeline.searches import load_search_space
 
@@ -55,6 +57,7 @@ class _Scan:
     chunk: Chunk
     score: Score
     query: DesignQuery | None
+    branch: Branch | None
     cutoff: float | None
     bins: dict[str, NDArray[np.float64]]
 
@@ -109,7 +112,8 @@ def scan_unit(engine: Engine, chunk_id: int, owner: str, *, device: str) -> None
                 stream.run(partial(_store_all, session, scan.campaign_id))
                 end(session)
         else:
-            best = _Best(scan.query, scan.cutoff)
+            assert scan.branch is not None
+            best = _Best(scan.query, scan.branch, scan.cutoff)
             stream.run(best.add)
             with session_scope(engine) as session:
                 sign(session, owner)
@@ -124,43 +128,31 @@ def peak_memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
 
 
-def sort_keys(query: DesignQuery, scores: Scores, probability: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(n,): what a design query ranks candidates by, the smaller the better; as design_query.sort_key in SQL."""
-    if query.sort == "probability":
-        return -np.round(probability, 6)
-    key = scores[f"{query.sort}_mean"].astype(np.float64)
-    return key if query.direction == "lowest" else -key
-
-
-def probabilities(query: DesignQuery, scores: Scores) -> NDArray[np.float64]:
-    """(n,) float64: that every window of a query holds; as the SELECT of a design query says it."""
-    n_rows = len(next(iter(scores.values())))
-    product = np.ones(n_rows)
-    for window in query.windows:
-        mean = scores[f"{window.property}_mean"].astype(np.float64)
-        std = np.maximum(scores[f"{window.property}_std"].astype(np.float64), SMALLEST_STD)
-        below_high = 1.0 if window.high is None else 0.5 * (1.0 + erf((window.high - mean) / std / 2.0**0.5))
-        below_low = 0.0 if window.low is None else 0.5 * (1.0 + erf((window.low - mean) / std / 2.0**0.5))
-        product *= below_high - below_low
-    return product
-
-
 @dataclass(frozen=True, eq=False)
 class _Kept:
-    """Rows as they are stored, without their campaign."""
+    """Rows as they are stored, without their campaign.
+
+    Attributes:
+        distances: (n,) float32 by column: `closest` and `farthest`, angstrom; none of single defects.
+    """
 
     ids: NDArray[np.int64]
     arrangement: NDArray[np.int32]
     multiplicity: NDArray[np.int32]
     sites: NDArray[np.int16]
+    distances: dict[str, NDArray[np.float32]]
     scores: Scores
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, chosen: NDArray[Any]) -> _Kept:
-        scores = {name: column[chosen] for name, column in self.scores.items()}
-        return _Kept(self.ids[chosen], self.arrangement[chosen], self.multiplicity[chosen], self.sites[chosen], scores)
+        distances, scores = (
+            {name: column[chosen] for name, column in columns.items()} for columns in (self.distances, self.scores)
+        )
+        return _Kept(
+            self.ids[chosen], self.arrangement[chosen], self.multiplicity[chosen], self.sites[chosen], distances, scores
+        )
 
 
 class _Stream:
@@ -169,9 +161,10 @@ class _Stream:
     def __init__(self, engine: Engine, scan: _Scan, tally: _Tally, lost: threading.Event) -> None:
         self._scan, self._tally, self._lost = scan, tally, lost
         self._arrangements = _Arrangements(engine, scan.space)
+        self._pair_distances = scan.stored.supercell.pair_distances.astype(np.float32)
 
-    def run(self, keep: Callable[[_Kept], NDArray[np.bool_]]) -> None:
-        """Scan the chunk; `keep` takes the rows of each block and says which of them satisfy the query.
+    def run(self, keep: Callable[[_Kept, NDArray[np.int16]], NDArray[np.bool_]]) -> None:
+        """Scan the chunk; `keep` takes the rows and defect types of each block and says which satisfy the query.
 
         Raises:
             LeaseLostError: another worker took the chunk over, or its campaign was cancelled.
@@ -183,12 +176,28 @@ class _Stream:
             scores = scan.score(block)
             arrangement, composition = self._arrangements.of(block)
             ids = scan.number * rows.IDS_PER_CHUNK + tally.n_candidates + np.arange(len(block))
-            matches = keep(_Kept(ids, arrangement, block.multiplicity, block.sites, scores))
+            distances = _distances(block.sites, self._pair_distances)
+            kept = _Kept(ids, arrangement, block.multiplicity, block.sites, distances, scores)
+            matches = keep(kept, block.defect_types)
             _count(tally, scan, block, composition, matches, scores)
         assert tally.n_candidates <= rows.IDS_PER_CHUNK, "a chunk has more candidates than ids"
 
 
-def _store_all(session: Session, campaign_id: int, block: _Kept) -> NDArray[np.bool_]:
+def _distances(sites: NDArray[np.int16], pair_distances: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    """Shortest and longest distance (n,) between two defects of each row of sites (n, k), angstrom; {} of one."""
+    n_rows, k = sites.shape
+    if k == 1:
+        return {}
+    closest, farthest = np.full(n_rows, np.inf, np.float32), np.zeros(n_rows, np.float32)
+    for i in range(k):
+        for j in range(i):
+            distance = pair_distances[sites[:, j], sites[:, i]]
+            np.minimum(closest, distance, out=closest)
+            np.maximum(farthest, distance, out=farthest)
+    return {"closest": closest, "farthest": farthest}
+
+
+def _store_all(session: Session, campaign_id: int, block: _Kept, _defect_types: NDArray[np.int16]) -> NDArray[np.bool_]:
     """Append every row; without a query all satisfy it."""
     _copy(session, campaign_id, block)
     return np.ones(len(block), np.bool_)
@@ -197,19 +206,20 @@ def _store_all(session: Session, campaign_id: int, block: _Kept) -> NDArray[np.b
 class _Best:
     """The rows of a chunk that a design query ranks first, as many as it keeps of all; blocks come in order of ids."""
 
-    def __init__(self, query: DesignQuery, cutoff: float | None) -> None:
-        self._query = query
+    def __init__(self, query: DesignQuery, branch: Branch, cutoff: float | None) -> None:
+        self._query, self._branch = query, branch
         self._below = np.inf if cutoff is None else float(np.nextafter(cutoff, np.inf))  # keys of rows to come
         self._kept: list[tuple[NDArray[np.float64], NDArray[np.float64], _Kept]] = []  # smallest and largest keys, rows
 
-    def add(self, block: _Kept) -> NDArray[np.bool_]:
+    def add(self, block: _Kept, defect_types: NDArray[np.int16]) -> NDArray[np.bool_]:
         """Keep what may be among the best; (n,) whether each row satisfies the query."""
-        n_defects = block.sites.shape[1]
-        if self._query.max_defects is not None and n_defects > self._query.max_defects:
-            return np.zeros(len(block), np.bool_)
-        probability = probabilities(self._query, block.scores)
-        matches = probability >= self._query.confidence if self._query.windows else np.ones(len(block), np.bool_)
-        smallest, largest = (sort_keys(self._query, block.scores, probability + x) for x in (_DOUBT, -_DOUBT))
+        query, branch = self._query, self._branch
+        asked = QueryBlock(defect_types, block.multiplicity, block.scores, **block.distances)
+        probability = probabilities(query, branch.spreads, block.scores, asked.n_defects)
+        matches = matching(query, branch, asked, probability)
+        smallest, largest = (sort_keys(query, branch, asked, probability + x) for x in (_DOUBT, -_DOUBT))
+        if query.sort == CONCENTRATION:  # the logarithm is the database's too
+            smallest, largest = smallest - _DOUBT, largest + _DOUBT
         chosen = np.flatnonzero(matches & (smallest < self._below))
         if len(chosen):
             self._kept.append((smallest[chosen], largest[chosen], block[chosen]))
@@ -290,14 +300,14 @@ def _load(session: Session, chunk_id: int, *, device: str) -> _Scan:
     row = session.get_one(tables.Chunk, chunk_id)
     campaign = session.get_one(tables.Campaign, row.campaign_id)
     stored, space = load_search_space(session, campaign.search_space_id)
+    query = None if campaign.query is None else DesignQuery.model_validate(campaign.query)
     first = Configuration(tuple(row.first_sites), tuple(row.first_defect_types))
     last = Configuration(tuple(row.last_sites), tuple(row.last_defect_types))
     bins = session.scalars(select(tables.CampaignBins).where(tables.CampaignBins.campaign_id == campaign.id))
     return _Scan(
         campaign.id, row.number, stored, space, Chunk(row.n_defects, first, last),
         _scorer(session, campaign, stored, device=device),
-        None if campaign.query is None else DesignQuery.model_validate(campaign.query),
-        campaign.cutoff,
+        query, None if query is None else load_branch(session, campaign, query), campaign.cutoff,
         {b.property: np.linspace(b.low, b.high, b.n_bins + 1) for b in bins},
     )  # fmt: skip
 
@@ -338,6 +348,7 @@ def _copy(session: Session, campaign_id: int, kept: _Kept) -> None:
         "multiplicity": kept.multiplicity,
         **kept.scores,
         "sites": kept.sites,
+        **kept.distances,
     }
     copy_rows(session, rows.partition_name(campaign_id), columns)
 

@@ -9,7 +9,8 @@ from sqlalchemy import Engine, text
 from screening.database import queries
 from screening.database.bulk_copy import copy_rows
 from screening.database.campaigns import index_partition, partition_name
-from screening.database.design_query import DesignQuery, Window, compile_query
+from screening.database.design_query import DesignQuery, Window
+from screening.database.query_sql import Branch, compile_query
 from screening.database.session import session_scope
 from tests.benchmarks.bench_database import block_of, empty_campaign
 from tests.benchmarks.conftest import Measure
@@ -60,6 +61,6 @@ def bench_design_queries(measure: Measure, clean_engine: Engine, is_indexed: boo
         session.execute(text("ANALYZE candidates, arrangements, compositions"))
     with session_scope(clean_engine) as session:
         for name, query in QUERIES.items():
-            statement = compile_query(query, campaign_id=campaign_id)
+            statement = compile_query(query, [Branch(campaign_id)])
             how = {"indexed" if is_indexed else "not_indexed": lambda s=statement: session.execute(s).all()}
             measure(f"design query: {name}", n_rows, repeats=3, **how)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from screening.cli.designs import build_query
 from screening.cli.output import duration, size_on_disk
+from screening.cli.query_options import build_query
 from screening.cli.services import parse_workers
 from screening.errors import InputError
 

@@ -12,8 +12,9 @@ from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 
 from screening.cli.calculations import builtin_level, calculate_stored, describe_calculations
-from screening.cli.designs import build_query, describe_nothing, propose_stored, with_stored_host
+from screening.cli.designs import describe_nothing, propose_stored
 from screening.cli.project import Project
+from screening.cli.query_options import build_query, with_stored_host
 from screening.database import tables
 from screening.database.session import session_scope
 from screening.defects.catalogue import catalogue_host

@@ -278,6 +278,7 @@ def test_a_partition_gets_its_indexes_once(session: Session, ids: Any) -> None:
         "_id": ["id"],
         "_energy": [f"{ENERGY}_mean", f"{GAP}_mean"],
         "_gap": [f"{GAP}_mean", f"{ENERGY}_mean"],
+        "_arrangement": ["arrangement_id", f"{ENERGY}_mean", f"{GAP}_mean"],
     }
 
 
@@ -343,7 +344,7 @@ def store(session: Session, ids: Any, energy: np.ndarray, gap: np.ndarray) -> No
 def best_of(session: Session, ids: Any, **query: Any) -> Campaign:
     """The campaign, which keeps the best of a query."""
     campaign = session.get_one(Campaign, ids.campaign, populate_existing=True)
-    campaign.storage, campaign.query = "best", DesignQuery(host="MoS2", **query).model_dump(mode="json")
+    campaign.storage, campaign.query = "best", DesignQuery(host="MoS2", **query).stored()
     session.flush()
     return campaign
 

@@ -11,7 +11,8 @@ from screening.defects.defect_types import Configuration, DefectType, parse_defe
 from screening.defects.enumeration import SearchSpace
 from screening.defects.limits import Limits
 from screening.errors import InputError
-from screening.pipeline.designs import describe_space, run_design_query, store_ranking
+from screening.pipeline.campaign_choice import describe_space
+from screening.pipeline.designs import run_design_query, store_ranking
 from screening.pipeline.hosts import add_configurations, add_supercell
 from tests.pipeline.made_campaigns import add_finished
 from tests.synthetic_results import mos2

@@ -9,7 +9,8 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from screening.database import tables
-from screening.database.design_query import DesignQuery, Window, compile_query, to_sql
+from screening.database.design_query import DesignQuery, Window
+from screening.database.query_sql import Branch, compile_query, to_sql
 from screening.database.session import session_scope
 from screening.errors import CountMismatchError
 from screening.pipeline import campaigns, rounds, scanning
@@ -27,7 +28,7 @@ GAP = Window(property="homo_lumo_gap_min", low=1.0, high=1.2)
 def test_no_probability_is_converted_to_numeric(sort: str) -> None:
     """A division by an expression of unknown type is one by numeric; over a campaign that takes most of the time."""
     query = DesignQuery(host="MoS2", windows=(GAP,), sort=sort)
-    assert "numeric" not in to_sql(compile_query(query, campaign_id=1)).lower()
+    assert "numeric" not in to_sql(compile_query(query, [Branch(1)])).lower()
 
 
 @pytest.mark.parametrize("direction", ["lowest", "highest"])

@@ -18,8 +18,10 @@ from sqlalchemy import Engine, func, select, text, update
 from sqlalchemy.orm import Session
 
 from screening.database import leases, tables
+from screening.database.branches import load_branch
 from screening.database.campaigns import IDS_PER_CHUNK, move_chunks
-from screening.database.design_query import DesignQuery, Window, compile_query
+from screening.database.design_query import DesignQuery, Window
+from screening.database.query_sql import compile_query
 from screening.database.session import session_scope
 from screening.defects.catalogue import catalogue_host
 from screening.defects.checksum import add_checksums, checksum
@@ -30,10 +32,11 @@ from screening.errors import InputError, LeaseLostError
 from screening.learning.artifacts import ensemble_from_bytes
 from screening.learning.scorer import score_configurations
 from screening.pipeline import campaigns, scanning, searches
+from screening.pipeline.block_queries import QueryBlock, matching, probabilities, sort_keys
 from screening.pipeline.campaigns import CampaignRequest, close_over
 from screening.pipeline.designs import run_design_query
 from screening.pipeline.hosts import StoredSupercell, add_supercell
-from screening.pipeline.scanning import probabilities, scan_unit, sort_keys
+from screening.pipeline.scanning import scan_unit
 from tests.pipeline.made_campaigns import OWNER, add_trained, claim, scan_waiting, train_small
 
 TYPES = parse_defect_types("v_S,Se_S,v_Mo")
@@ -93,6 +96,16 @@ def rows_of(engine: Engine, campaign_id: int) -> list[dict[str, Any]]:
             .order_by(tables.Candidate.id)
         )
         return [dict(row) for row in session.execute(statement).mappings()]
+
+
+def test_distances_between_defects_are_stored_and_a_single_defect_has_none(project: Project) -> None:
+    supercell = project.stored.supercell
+    for row in rows_of(project.engine, project.run()):
+        pairs = [supercell.pair_distances[a, b] for a in row["sites"] for b in row["sites"] if a < b]
+        if pairs:
+            assert (row["closest"], row["farthest"]) == pytest.approx((min(pairs), max(pairs)), rel=1e-6)
+        else:
+            assert (row["closest"], row["farthest"]) == (None, None)
 
 
 def n_stored(engine: Engine) -> int:
@@ -214,10 +227,12 @@ def query_of(name: str, **changes: Any) -> DesignQuery:
     return DesignQuery(host="MoS2", windows=windows, **given)
 
 
-def ranked(engine: Engine, campaign_id: int, query: DesignQuery) -> list[tuple[Any, ...]]:
+def ranked(engine: Engine, campaign_id: int, query: DesignQuery) -> list[dict[str, Any]]:
     """Rows of a design query: ids, sites, defect types, multiplicity, probability, and every prediction."""
     with session_scope(engine) as session:
-        return [tuple(row) for row in session.execute(compile_query(query, campaign_id=campaign_id))]
+        branch = load_branch(session, session.get_one(tables.Campaign, campaign_id), query)
+        rows = session.execute(compile_query(query, [branch])).mappings()
+        return [{name: value for name, value in row.items() if name != "campaign_id"} for row in rows]
 
 
 def test_the_best_that_are_kept_are_the_first_rows_of_the_same_query_on_all(project: Project) -> None:
@@ -228,11 +243,18 @@ def test_the_best_that_are_kept_are_the_first_rows_of_the_same_query_on_all(proj
     for name in QUERIES:
         query = query_of(name)
         best = project.run(query, order=order)
+        with session_scope(project.engine) as session:
+            found = run_design_query(session, query, campaign_name=session.get_one(tables.Campaign, best).name)
+        assert [row["candidate"] for row in found.rows] == [
+            row["candidate"] for row in ranked(project.engine, best, query)
+        ]
         expected = ranked(project.engine, whole, query)
         everything = ranked(project.engine, whole, query_of(name, limit=1_000_000))
         assert ranked(project.engine, best, query) == expected, name
-        assert [row["id"] for row in rows_of(project.engine, best)] == sorted(row[0] for row in expected), name
-        check_counts(project.engine, best, rows, {row[0] for row in everything})
+        assert [row["id"] for row in rows_of(project.engine, best)] == sorted(row["candidate"] for row in expected), (
+            name
+        )
+        check_counts(project.engine, best, rows, {row["candidate"] for row in everything})
 
 
 def check_counts(engine: Engine, campaign_id: int, rows: list[dict[str, Any]], matching: set[int]) -> None:
@@ -262,7 +284,7 @@ def test_queries_of_the_twin_are_worth_asking(project: Project) -> None:
         assert 20 < n_matching[name] < n_rows - 20
     assert n_matching["windows"] > query_of("windows").limit
     same = ranked(project.engine, whole, query_of("by probability, nearly all the same", limit=1_000_000))
-    assert len({row[5] for row in same}) < len(same) / 2
+    assert len({row["probability"] for row in same}) < len(same) / 2
 
 
 def test_rows_beyond_the_best_are_dropped_before_the_end(project: Project) -> None:
@@ -397,7 +419,9 @@ def test_two_workers_at_once_scan_what_one_does(project: Project) -> None:
         thread.join(timeout=120)
     assert raised == []
     close_over(project.engine)
-    assert [row[0] for row in ranked(project.engine, campaign_id, query)] == [row[0] for row in before]
+    assert [row["candidate"] for row in ranked(project.engine, campaign_id, query)] == [
+        row["candidate"] for row in before
+    ]
     with session_scope(project.engine) as session:
         assert session.get_one(tables.Campaign, campaign_id).state == "finished"
 
@@ -449,7 +473,7 @@ def test_a_campaign_that_keeps_all_that_match_answers_every_narrower_query(proje
         expected = ranked(project.engine, whole, other)
         with session_scope(project.engine) as session:
             found = run_design_query(session, other, campaign_name=name).rows
-        assert [row["candidate"] for row in found] == [row[0] for row in expected]
+        assert [row["candidate"] for row in found] == [row["candidate"] for row in expected]
         assert len(found) > 3
     with session_scope(project.engine) as session, pytest.raises(InputError, match="keeps"):
         run_design_query(session, query_of("more than match", confidence=0.7), campaign_name=name)
@@ -458,20 +482,36 @@ def test_a_campaign_that_keeps_all_that_match_answers_every_narrower_query(proje
 def test_probabilities_and_keys_are_those_of_the_database(project: Project) -> None:
     whole = project.run()
     rows = rows_of(project.engine, whole)
-    of_id = {row["id"]: n for n, row in enumerate(rows)}
-    scores = {
-        column: np.array([row[column] for row in rows], np.float32)
-        for column in rows[0]
-        if column.endswith(("_mean", "_std")) and rows[0][column] is not None
-    }
     for name in QUERIES:
         query = query_of(name, limit=1_000_000)
-        probability = probabilities(query, scores)
-        found = ranked(project.engine, whole, query)
-        chosen = [of_id[row[0]] for row in found]
-        np.testing.assert_allclose([row[5] for row in found], probability[chosen], atol=1e-6)
-        assert (np.diff(sort_keys(query, scores, probability)[chosen]) >= -1.01e-6).all()
-        assert len(found) == (probability >= query.confidence).sum() or query.max_defects or not query.windows
+        with session_scope(project.engine) as session:
+            branch = load_branch(session, session.get_one(tables.Campaign, whole), query)
+        found = {row["candidate"]: row for row in ranked(project.engine, whole, query)}
+        n_matching = 0
+        for n_defects in sorted({len(row["sites"]) for row in rows}):
+            of_size = [row for row in rows if len(row["sites"]) == n_defects]
+            scores = {
+                column: np.array([row[column] for row in of_size], np.float32)
+                for column in rows[0]
+                if column.endswith(("_mean", "_std")) and rows[0][column] is not None
+            }
+            types, multiplicity = (
+                np.array([row[column] for row in of_size], dtype)
+                for column, dtype in (("defect_types", np.int16), ("multiplicity", np.int32))
+            )
+            distances = {
+                column: np.array([row[column] for row in of_size], np.float32)
+                for column in (("closest", "farthest") if n_defects > 1 else ())
+            }
+            block = QueryBlock(types, multiplicity, scores, **distances)
+            probability = probabilities(query, branch.spreads, scores, n_defects)
+            chosen = np.flatnonzero(matching(query, branch, block, probability))
+            stored = [found[of_size[i]["id"]] for i in chosen]
+            np.testing.assert_allclose([row["probability"] for row in stored], probability[chosen], atol=1e-6)
+            keys = sort_keys(query, branch, block, probability)[chosen]
+            np.testing.assert_allclose([row["key"] for row in stored], keys, atol=1.01e-6)
+            n_matching += len(chosen)
+        assert n_matching == len(found)
 
 
 @pytest.mark.parametrize(("n_types", "n_defects"), [(3, 4), (40, 3), (40, 12), (90, 10)])
