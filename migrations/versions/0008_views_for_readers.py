@@ -62,6 +62,7 @@ BEGIN
     LOOP
         EXECUTE format('GRANT SELECT ON %I TO screening_reader', relation);
     END LOOP;
+    GRANT SELECT ON alembic_version TO screening_reader; -- `screening sql` of a reader looks whether it fits
     GRANT USAGE ON SCHEMA public TO screening_reader;
     GRANT EXECUTE ON FUNCTION campaign TO screening_reader;
 END $$;
@@ -435,7 +436,7 @@ def downgrade() -> None:
     for view, column in _columns_of(connection, OLDER_VIEWS):
         _run(connection, f"COMMENT ON COLUMN {view}.{column} IS NULL")
     if _has_reader(connection):
-        _run(connection, f"REVOKE ALL ON {', '.join(OLDER_VIEWS)} FROM screening_reader")
+        _run(connection, f"REVOKE ALL ON alembic_version, {', '.join(OLDER_VIEWS)} FROM screening_reader")
         _run(connection, "REVOKE ALL ON SCHEMA public FROM screening_reader")
 
 

@@ -1,7 +1,7 @@
 """The command `screening`.
 
 Each module holds the commands of one part: `services`, `hosts`, `searches`, `campaigns`, `models`, `predictions`,
-`evaluation`, `designs`, `calculations`, `loop` (the demos).
+`evaluation`, `designs`, `calculations`, `loop` (the demos), `sql`, `exports`.
 A command opens its transactions, hands work to the workers and waits for it. Everything heavy is imported by the
 command that needs it, so that `screening --help` answers at once.
 """
@@ -25,6 +25,7 @@ import screening.cli.predictions as predictions
 import screening.cli.retraining as retraining
 import screening.cli.searches as searches
 import screening.cli.services as services
+import screening.cli.sql as sql
 from screening import __version__
 from screening.cli.output import print_json
 from screening.errors import ScreeningError
@@ -40,6 +41,7 @@ app = typer.Typer(
 )
 for module in (
     services, hosts, searches, campaigns, models, retraining, predictions, evaluation, designs, calculations, loop,
+    sql,
 ):  # fmt: skip
     module.add_commands(app)
 
