@@ -100,7 +100,7 @@ def campaign_list(as_json: AsJson = False) -> None:
 def describe_campaign(session: Session, campaign: Campaign) -> dict[str, Any]:
     """What a campaign is: name, state, host, supercell, search space, model, storage mode, query."""
     from screening.database.tables import Host, SearchSpace, Supercell, TrainedModel
-    from screening.pipeline.designs import describe_space
+    from screening.pipeline.campaign_choice import describe_space
 
     space = session.get_one(SearchSpace, campaign.search_space_id)
     supercell = session.get_one(Supercell, space.supercell_id)
