@@ -1,17 +1,22 @@
-"""Calculations: calculate, results add; what becomes of results that are put aside is in `quarantine`."""
+"""Calculations: calculate, results add; rounds elsewhere are in `rounds`, watched folders in `watch`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import screening.cli.quarantine as quarantine
+import screening.cli.rounds as rounds
+import screening.cli.watch as watch
 from screening.cli.options import AsJson, LevelName, Wait
 from screening.cli.output import Tick, note, print_json, print_table, progress_bar, wait_for
 from screening.cli.project import Project, stored_host_name
 from screening.errors import InputError
+
+if TYPE_CHECKING:
+    from screening.pipeline.result_rows import IntakeReport
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -19,8 +24,10 @@ def add_commands(app: typer.Typer) -> None:
     app.command()(calculate)
     results = typer.Typer(help="Results of calculations.", no_args_is_help=True)
     results.command("add")(results_add)
+    watch.add_commands(results)
     quarantine.add_commands(results)
     app.add_typer(results, name="results")
+    rounds.add_commands(app)
 
 
 def calculate(
@@ -105,7 +112,7 @@ def print_calculations(rows: list[dict[str, Any]]) -> None:
 
 
 def results_add(
-    paths: Annotated[list[Path], typer.Argument(help="vasprun.xml(.gz), extxyz or CSV files, or folders of them.")],
+    paths: Annotated[list[Path], typer.Argument(help="vasprun.xml(.gz), extxyz, ASE .db or CSV files, or folders.")],
     level: Annotated[
         str | None,
         typer.Option("--level", help="Level of theory of extxyz and CSV files; VASP runs say it themselves."),
@@ -142,13 +149,19 @@ def results_add(
     if as_json:
         print_json(asdict(report))
     else:
-        print(f"read {report.read}, new {report.new}, known {report.known}, refused {report.refused}")
-        for name, text in report.notes:
-            print(f"{name}: {text}")
-        for name, reason in report.refusals:
-            note(f"refused {name}: {reason}")
+        print_intake(report)
     if report.refused:
         raise typer.Exit(1)
+
+
+def print_intake(report: IntakeReport) -> None:
+    """Print what became of results."""
+    kept = f", {report.failed} of them kept as failed" if report.failed else ""
+    print(f"read {report.read}, new {report.new}, known {report.known}, refused {report.refused}{kept}")
+    for name, text in report.notes:
+        print(f"{name}: {text}")
+    for name, reason in report.refusals:
+        note(f"refused {name}: {reason}")
 
 
 def chemical_potential(text: str) -> tuple[str, float]:

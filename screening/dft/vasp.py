@@ -99,6 +99,17 @@ def read_partial(path: Path) -> FoundResult | None:
     return FoundResult(path.name, math.nan, structure, level=level, problem=problem)
 
 
+def is_complete(path: Path) -> bool:
+    """Whether a run has written its file to the end."""
+    if path.suffix == ".gz":
+        end = _read_what_is_there(path)
+    else:
+        with path.open("rb") as stream:
+            stream.seek(max(0, path.stat().st_size - 200))
+            end = stream.read()
+    return end.rstrip().endswith(b"</modeling>")
+
+
 def differences(run: LevelOfTheory, reference: LevelOfTheory) -> list[str]:
     """What two levels disagree on, in words: `cutoff 400 against 520`; empty where energies are comparable."""
     found = []

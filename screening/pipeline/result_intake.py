@@ -23,9 +23,9 @@ from screening.dft.ase_database import read_ase_db
 from screening.dft.result_files import FoundResult, find_result_files, kind_of, read_extxyz, read_result_table
 from screening.dft.results import CalculationResult, LevelOfTheory
 from screening.dft.vasp import read_vasprun
-from screening.errors import InputError, StructureError, UnknownNameError
+from screening.errors import FileFormatError, InputError, StructureError, UnknownNameError
 from screening.pipeline.expected_runs import ExpectedRun, check_configuration, level_of_run
-from screening.pipeline.hosts import StoredSupercell
+from screening.pipeline.hosts import StoredSupercell, load_supercell
 from screening.pipeline.references import (
     add_level,
     fill_formation_energies,
@@ -133,6 +133,12 @@ def take_files(
     return {path: outcomes[path] for path in files}
 
 
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, by which it is known again."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 class _Intake:
     """Takes files in one by one; a file that is taken again is not read again."""
 
@@ -155,7 +161,12 @@ class _Intake:
         """
         kind = kind_of(path)
         assert kind is not None
-        digest, size, found = self._content(path, kind)
+        try:
+            digest, size, found = self._content(path, kind)
+        except FileFormatError as error:
+            if path not in self._expected:
+                raise
+            return self._fail(path, kind, str(error))
         with session_scope(self._engine) as session:
             places, groups, ledger = Places(session, self._options.host_name), dict[tuple[int, int], _Group](), Ledger()
             file_id = queries.add_source_file(
@@ -178,6 +189,20 @@ class _Intake:
                 _add_given_potentials(session, level_id, self._options)
                 ledger.add(_store_group(session, places.stored[supercell_id], level_id, group, file_id=file_id))
             return ledger
+
+    def _fail(self, path: Path, kind: str, reason: str) -> Ledger:
+        """Let the calculation fail in whose folder a file lies that cannot be read."""
+        expected, content, ledger = self._expected[path], path.read_bytes(), Ledger()
+        digest = hashlib.sha256(content).hexdigest()
+        with session_scope(self._engine) as session:
+            stored = load_supercell(session, expected.supercell_id)
+            file_id = queries.add_source_file(
+                session, sha256=digest, path=str(path), kind=kind, size=len(content), version=_PARSER
+            )
+            failures = [(expected.configuration, reason)]
+            record_failures(session, stored, expected.level_id, failures, file_id=file_id)
+        ledger.refuse_failed(f"{path.parent.name}/{path.name} {digest[:12]}", reason)
+        return ledger
 
     def _content(self, path: Path, kind: str) -> tuple[str, int, list[FoundResult]]:
         """Digest, size and results of a file."""
