@@ -16,11 +16,14 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 
 from screening.database import leases
+from screening.database.loops import loops_to_advance
 from screening.database.session import session_scope
 from screening.errors import CalculationError, CountMismatchError, InputError, LeaseLostError, ServiceError
 from screening.pipeline.campaigns import close_over
 from screening.pipeline.dispatch import CONDITIONS, UNITS, Kind, announce, task_name
+from screening.pipeline.loop_stages import advance
 from screening.pipeline.models import train_unit
+from screening.pipeline.open_designs import rank_open_designs
 from screening.pipeline.policies import tend
 from screening.pipeline.rounds import calculate_unit
 from screening.pipeline.scanning import scan_unit
@@ -59,9 +62,10 @@ def score_next() -> None:
 
 @app.task(name=task_name("tend"))
 def tend_lines() -> None:
-    """Look after the model lines that have a policy: retrain what is due, let campaigns follow."""
+    """Look after the model lines that have a policy, then after open designs: retrain, let campaigns follow, rank."""
     try:
         found = tend(app.engine, device=app.settings.device)
+        scored, ranked = rank_open_designs(app.engine)
     except InputError as error:
         _logger.error("the policies of the models cannot be followed: %s", error)
         return
@@ -70,9 +74,28 @@ def tend_lines() -> None:
         return
     if found.trainings:
         _announce_rest("train")
-    if found.campaigns:
-        _logger.info("scored again: %s", ", ".join(found.campaigns))
+    if ranked:
+        _logger.info("ranked again: %s", ", ".join(ranked))
+    if campaigns := [*found.campaigns, *scored]:
+        _logger.info("scored again: %s", ", ".join(campaigns))
         _announce_rest("score")
+
+
+@app.task(name=task_name("advance"))
+def advance_loops() -> None:
+    """Bring every loop further that does not wait, by one stage; who is told once more does the next."""
+    try:
+        with session_scope(app.engine) as session:
+            wanted = loops_to_advance(session)
+        done = [found for loop_id in wanted if (found := advance(app.engine, loop_id)) is not None]
+    except (OperationalError, ServiceError) as error:
+        _logger.warning("the loops are advanced later: %s", error)
+        return
+    for found in done:
+        _logger.info("%s: %s", found.stage, found.did)
+    kinds: list[Kind] = [kind for found in done for kind in found.kinds]
+    for kind in dict.fromkeys([*kinds, "advance"] if done else []):
+        _announce_rest(kind)
 
 
 def _work(kind: Kind, do_unit: Callable[[Engine, int, str], None]) -> None:

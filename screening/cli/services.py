@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from screening.cli.loop_tables import print_loops
 from screening.cli.options import AsJson
 from screening.cli.output import note, print_json, print_table
 from screening.cli.project import Project
@@ -85,7 +86,7 @@ def down(as_json: AsJson = False) -> None:
 
 
 def status(as_json: AsJson = False) -> None:
-    """Show the services, and the units of work by state.
+    """Show the services, the units of work by state, and how far loops are.
 
     Exit code 1 unless the database answers, and PostgreSQL, Valkey and the workers that were started here run.
     """
@@ -99,15 +100,17 @@ def _show_status(project: Project, *, as_json: bool) -> bool:
 
     processes = services.status(project.settings)
     work: list[dict[str, Any]] | None = None
+    loops: list[dict[str, Any]] = []
     try:
         work = _work(project)
+        loops = _loops(project)
     except ServiceError as error:
         note(f"screening: {error}")
     if as_json:
         rows = [
             {"name": p.name, "running": p.running, "pid": p.pid, "address": p.address, "log": p.log} for p in processes
         ]
-        print_json({"home": project.settings.home, "services": rows, "work": work})
+        print_json({"home": project.settings.home, "services": rows, "work": work, "loops": loops})
     else:
         print(f"home {project.settings.home}")
         rows_ = [[p.name, "running" if p.running else "stopped", p.pid, p.address, str(p.log)] for p in processes]
@@ -115,10 +118,22 @@ def _show_status(project: Project, *, as_json: bool) -> bool:
         if work:
             print()
             print_table(["work", "waiting", "running", "finished", "failed"], [list(row.values()) for row in work])
+        if loops:
+            print()
+            print_loops(loops)
     stopped = [p.name for p in processes if not p.running]
     if work is not None and stopped:  # without the database the error has said what to do
         note(f"screening: {', '.join(stopped)} not running; `screening up` starts what is stopped, the logs say why")
     return work is not None and not stopped
+
+
+def _loops(project: Project) -> list[dict[str, Any]]:
+    """How far loops are; those that are over are in `screening loop status` only, but for the newest."""
+    from screening.database.loops import list_loops
+
+    with project.transaction() as session:
+        found = list_loops(session)
+    return [loop for loop in found if loop["finished_at"] is None] or found[-1:]
 
 
 def _work(project: Project) -> list[dict[str, Any]]:

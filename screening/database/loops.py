@@ -44,8 +44,8 @@ def loop_by_name(session: Session, name: str | None) -> tables.Loop:
 
 def loops_to_advance(session: Session) -> list[int]:
     """Ids of the running loops that do not wait for a calculation, a training or a campaign."""
-    loop, step = tables.Loop, tables.LoopStep
-    latest = step.number == select(func.max(step.number)).where(step.loop_id == loop.id).scalar_subquery()
+    loop, step, any_step = tables.Loop, tables.LoopStep, aliased(tables.LoopStep)
+    latest = step.number == select(func.max(any_step.number)).where(any_step.loop_id == loop.id).scalar_subquery()
     rows = session.scalars(
         select(loop.id)
         .join(step, and_(step.loop_id == loop.id, latest))

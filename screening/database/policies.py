@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from screening.database import tables
 from screening.database.models import in_production, is_for_training, is_usable, open_version
+from screening.database.provenance import retracted_below
 
 OUTSIDE = 0.05  # of the values, by the intervals
 SURPRISE = 1e-3  # probability by chance, of all properties together, below which a model drifts
@@ -86,6 +87,9 @@ def why_due(session: Session, line: tables.ModelLine) -> str | None:
         line, func.count(), func.extract("epoch", func.now() - func.min(tables.CalculationResult.taken_in_at))
     )
     n_new, waiting_s = session.execute(new.where(is_for_training())).one()
+    retrains = line.after_results is not None or line.after_hours is not None or line.when_drifting
+    if retrains and (reason := _rests_on_withdrawn(session, line)) is not None:
+        return reason
     if n_new == 0:
         return None
     if line.after_results is not None and n_new >= line.after_results:
@@ -98,6 +102,20 @@ def why_due(session: Session, line: tables.ModelLine) -> str | None:
             f"(probability {drift.probability:.1g} by chance)"
         )
     return None
+
+
+def _rests_on_withdrawn(session: Session, line: tables.ModelLine) -> str | None:
+    """That the version in production rests on a withdrawn result, if no version was trained since it was withdrawn."""
+    champion = in_production(session, line.id)
+    result, version = tables.CalculationResult, tables.TrainedModel
+    latest = session.scalar(select(func.max(result.retracted_at)))
+    if champion is None or latest is None:
+        return None
+    newest = session.scalar(select(func.max(version.created_at)).where(version.line_id == line.id))
+    if newest is not None and newest > latest:
+        return None
+    ids = retracted_below(session, champion.id)
+    return f"{champion.name} rests on retracted results: {', '.join(map(str, ids))}" if ids else None
 
 
 def is_unexamined(session: Session, line: tables.ModelLine) -> bool:

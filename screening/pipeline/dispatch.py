@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from screening.database import campaigns, tables
 from screening.database.leases import Unit, has_claimable
+from screening.database.loops import designs_to_rank, loops_to_advance
 from screening.database.policies import lines_to_tend
 from screening.errors import ServiceError
 from screening.services import without_password
@@ -22,7 +23,7 @@ from screening.services import without_password
 if TYPE_CHECKING:
     from celery import Celery
 
-Kind = Literal["enumerate", "calculate", "train", "score", "tend"]
+Kind = Literal["enumerate", "calculate", "train", "score", "tend", "advance"]
 
 UNITS: dict[Kind, Unit] = {
     "enumerate": tables.Chunk,
@@ -37,7 +38,7 @@ CONDITIONS: dict[Kind, tuple[ColumnElement[bool], ...]] = {
     "score": (tables.Chunk.scores.is_(True),),
 }
 QUEUES: dict[Kind, Literal["cpu", "gpu"]] = {
-    "enumerate": "cpu", "calculate": "cpu", "train": "gpu", "score": "gpu", "tend": "gpu",
+    "enumerate": "cpu", "calculate": "cpu", "train": "gpu", "score": "gpu", "tend": "gpu", "advance": "gpu",
 }  # fmt: skip
 
 EXPIRES_S = 60.0  # a worker that was busy for longer hears of what is left from beat
@@ -53,11 +54,14 @@ def task_name(kind: Kind) -> str:
 def claimable_kinds(session: Session) -> list[Kind]:
     """The kinds of which a unit waits, or has lost its worker, or a campaign waits for its end.
 
-    Model lines are tended where a policy wants something.
+    Model lines are tended where a policy wants something or an open design is to be ranked again, loops are advanced
+    where they do not wait.
     """
     kinds = [kind for kind, table in UNITS.items() if has_claimable(session, table, *CONDITIONS[kind])]
     over: set[Kind] = {"score" if scores else "enumerate" for scores in campaigns.campaigns_over(session).values()}
-    wanted: list[Kind] = ["tend"] if lines_to_tend(session) else []
+    wanted: list[Kind] = ["tend"] if lines_to_tend(session) or designs_to_rank(session) else []
+    if loops_to_advance(session):
+        wanted.append("advance")
     return [*(kind for kind in UNITS if kind in over.union(kinds)), *wanted]
 
 

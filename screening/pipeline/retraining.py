@@ -15,6 +15,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from screening.database import models, tables
+from screening.database.provenance import retracted_below
 from screening.errors import InputError, UnknownNameError
 from screening.pipeline.training_requests import NewVersion, add_version, checked_settings, labelled_rows, roles_of
 from screening.pipeline.training_rows import predictable
@@ -50,6 +51,10 @@ def submit_retraining(
     New is what has come since the snapshot of the version in production. The same training as the last one of the
     line, on the same results from the same version with the same settings and seed, is not done again.
 
+    Where the version in production rests on results that were withdrawn since, the next one is due even if nothing is
+    new. It starts from the newest version it goes back to that does not, or from nothing: what was learnt from a wrong
+    result is not handed on.
+
     Args:
         line_name: name of a line or of a version of it; the only line if None.
         settings: fields of TrainingSettings that differ from those of a training from a finished model; how rows are
@@ -65,21 +70,27 @@ def submit_retraining(
     if champion is None:
         what = f"{running.name} is {running.state}; wait" if running is not None else "train it first"
         raise InputError(f"model {line.name} has no finished version to start from: {what} (`screening train`)")
-    inherited = {name: value for name, value in champion.settings.items() if name in _INHERITED}
-    checked = checked_settings({**inherited, **(settings or {})}, champion.name)
+    withdrawn = retracted_below(session, champion.id)
+    parent = _standing_ancestor(session, champion) if withdrawn else champion
+    checked = _settings(session, champion, parent, settings or {})
     rows = labelled_rows(session, line.level_id, hosts=line.hosts, datasets=line.datasets)
-    roles = roles_of(session, rows, champion)
+    roles = roles_of(session, rows, parent)
     kept = {row.CalculationResult.id: roles[row.CalculationResult.id] for row in predictable(rows, roles)}
     known = _snapshot(session, champion.id)
     n_new = sum(role == "train" for identifier, role in kept.items() if identifier not in known)
     if running is not None:
         return Retraining(line.name, champion.name, running.id, n_new, is_joined=True)
-    if n_new == 0:
+    if n_new == 0 and not withdrawn:
         n_other = sum(identifier not in known for identifier in kept)
         beside = f"; {n_other} new ones are for validation" if n_other else ""
         return Retraining(line.name, champion.name, None, 0, remark=f"no result to train on is new{beside}")
     version = NewVersion(
-        name=None, parent_id=champion.id, seed=seed, settings=checked, properties=champion.properties, roles=kept
+        name=None,
+        parent_id=None if parent is None else parent.id,
+        seed=seed,
+        settings=checked,
+        properties=champion.properties,
+        roles=kept,
     )
     if (last := _same_as_last(session, line, version)) is not None:
         remark = (
@@ -168,4 +179,29 @@ def _same_as_last(session: Session, line: tables.ModelLine, version: NewVersion)
         dict(version.settings),
     ):
         return None
-    return last if set(version.roles) <= _snapshot(session, last.id) else None
+    is_known = set(version.roles) <= _snapshot(session, last.id) and not retracted_below(session, last.id)
+    return last if is_known else None
+
+
+def _standing_ancestor(session: Session, champion: tables.TrainedModel) -> tables.TrainedModel | None:
+    """The newest version that a champion goes back to and that rests on no withdrawn result."""
+    parent_id = champion.parent_id
+    while parent_id is not None and retracted_below(session, parent_id):
+        parent_id = session.get_one(tables.TrainedModel, parent_id).parent_id
+    return None if parent_id is None else session.get_one(tables.TrainedModel, parent_id)
+
+
+def _settings(
+    session: Session,
+    champion: tables.TrainedModel,
+    parent: tables.TrainedModel | None,
+    given: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The settings of the next version: how rows are learnt as with the champion, from nothing also its sizes."""
+    inherited = {name: value for name, value in champion.settings.items() if name in _INHERITED}
+    if parent is None:
+        first = champion
+        while first.parent_id is not None:
+            first = session.get_one(tables.TrainedModel, first.parent_id)
+        inherited = {**first.settings, **inherited}
+    return checked_settings({**inherited, **given}, None if parent is None else parent.name)

@@ -14,9 +14,10 @@ from screening.database.provenance import retracted_below
 from screening.defects.defect_types import Configuration, parse_defect_types
 from screening.defects.enumeration import SearchSpace
 from screening.errors import InputError, UnknownNameError
-from screening.pipeline.designs import run_design_query, store_ranking
+from screening.pipeline.designs import run_design_query
 from screening.pipeline.hosts import add_supercell
 from screening.pipeline.provenance import affected, defects_of, find_candidate, find_ranked, find_result, why
+from screening.pipeline.rankings import store_ranking
 from screening.pipeline.retraction import retract
 from tests.pipeline.made_campaigns import add_finished
 from tests.synthetic_results import LEVEL, add_results, mos2

@@ -1,0 +1,152 @@
+"""Open designs: design queries with a name that are ranked again with every new version of their model.
+
+A saved ranking is a snapshot. Opened, it becomes the first of a row of rankings: once another version goes into
+production, the campaign it was made of is scored by that version, and when that is done the query is ranked again. Beat
+finds what is to be done (screening.database.loops.designs_to_rank), a worker that tends the lines does it.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+
+from screening.database import loops as rows
+from screening.database import models, queries, tables
+from screening.database.design_query import DesignQuery
+from screening.database.session import session_scope
+from screening.errors import InputError, UnknownNameError
+from screening.pipeline.designs import run_design_query
+from screening.pipeline.rankings import store_ranking
+from screening.pipeline.rescoring import rescore
+
+Best = frozenset[tuple[tuple[int, ...], tuple[int, ...]]]
+
+
+def add_design(
+    session: Session, name: str, query: DesignQuery, line: tables.ModelLine, *, is_open: bool = True
+) -> tables.Design:
+    """Store a design query under a name.
+
+    Args:
+        is_open: whether it is ranked again by itself; that of a loop is not, the loop does it.
+
+    Raises:
+        InputError: the name is taken.
+    """
+    if session.scalar(select(tables.Design.id).where(tables.Design.name == name)):
+        raise InputError(f"a design is called {name!r} already; choose another name")
+    design = tables.Design(name=name, query=query.stored(), line_id=line.id, is_open=is_open)
+    session.add(design)
+    session.flush()
+    return design
+
+
+def open_ranking(session: Session, name: str, ranking_id: int) -> tables.Design:
+    """Let a saved ranking be followed by others, under a name.
+
+    Raises:
+        UnknownNameError: there is no such ranking.
+        InputError: the name is taken, or the ranking belongs to a design already, or its campaign was deleted.
+    """
+    ranking = session.get(tables.Ranking, ranking_id, with_for_update={"key_share": True})
+    if ranking is None:
+        raise UnknownNameError(f"there is no ranking {ranking_id}; `screening design --save` keeps one")
+    if ranking.design_id is not None:
+        known = session.get_one(tables.Design, ranking.design_id)
+        raise InputError(
+            f"ranking {ranking_id} belongs to design {known.name} already; `screening follow list` shows it"
+        )
+    if ranking.campaign_id is None:
+        raise InputError(f"the campaign of ranking {ranking_id} was deleted; rank again (`screening design --save`)")
+    model = session.get_one(tables.TrainedModel, ranking.model_id)
+    line = session.get_one(tables.ModelLine, model.line_id)
+    design = add_design(session, name, DesignQuery.model_validate(ranking.query), line)
+    ranking.design_id = design.id
+    session.flush()
+    return design
+
+
+def close_design(session: Session, name: str) -> tables.Design:
+    """Rank a design no more; its rankings stay.
+
+    Raises:
+        UnknownNameError: there is no such design.
+    """
+    design = session.scalar(select(tables.Design).where(tables.Design.name == name))
+    if design is None:
+        known = ", ".join(session.scalars(select(tables.Design.name).order_by(tables.Design.id)))
+        raise UnknownNameError(f"no design is called {name!r}; there are: {known or 'none'}")
+    design.is_open = False
+    session.flush()
+    return design
+
+
+def query_of(design: tables.Design) -> DesignQuery:
+    """The design query of a design."""
+    return DesignQuery.model_validate(design.query)
+
+
+def store_ranking_of(
+    session: Session, design: tables.Design, model: tables.TrainedModel, *, least_rows: int = 1
+) -> int:
+    """Rank a design by a version that has scored its search space, and keep the ranking; its id.
+
+    Raises:
+        InputError: the version has not scored it.
+    """
+    query = query_of(design)
+    query = query.model_copy(update={"limit": max(query.limit, least_rows)})
+    table = run_design_query(session, query, model_name=model.name)
+    return store_ranking(session, query, table, design_id=design.id)
+
+
+def best_rows(session: Session, ranking_id: int, n: int) -> Best:
+    """Sites and defect types of the first rows of a ranking."""
+    row = tables.RankingRow
+    found = session.execute(select(row.sites, row.defect_types).where(row.ranking_id == ranking_id, row.rank <= n))
+    return frozenset((tuple(sites), tuple(types)) for sites, types in found)
+
+
+def rank_open_designs(engine: Engine) -> tuple[list[str], list[str]]:
+    """Bring open designs further: names of campaigns that were started, and of designs that were ranked again.
+
+    A transaction for each design; one that somebody else is at is passed by.
+    """
+    with session_scope(engine) as session:
+        wanted = rows.designs_to_rank(session)
+    scored, ranked = [], []
+    for design_id in wanted:
+        with session_scope(engine) as session:
+            design = session.scalar(
+                select(tables.Design)
+                .where(tables.Design.id == design_id)
+                .with_for_update(key_share=True, skip_locked=True)
+            )
+            if design is None or design_id not in rows.designs_to_rank(session):
+                continue
+            if (campaign := _bring_further(session, design)) is not None:
+                scored.append(campaign)
+            else:
+                ranked.append(design.name)
+    return scored, ranked
+
+
+def _bring_further(session: Session, design: tables.Design) -> str | None:
+    """Rank a design where the version in production has scored it, else have it scored: name of that campaign."""
+    champion = models.in_production(session, design.line_id)
+    assert champion is not None
+    query = query_of(design)
+    supercell_id = queries.supercell_id_of(session, query.host, query.supercell)
+    if queries.scored_campaign(session, champion.id, supercell_id, max_defects=query.max_defects) is not None:
+        store_ranking_of(session, design, champion)
+        return None
+    ranking = tables.Ranking
+    newest = session.scalars(
+        select(ranking).where(ranking.design_id == design.id).order_by(ranking.id.desc()).limit(1)
+    ).one()
+    if newest.campaign_id is None:
+        design.is_open = False
+        raise InputError(
+            f"the campaign of ranking {newest.id} was deleted, so that design {design.name} cannot be scored again"
+        )
+    return rescore(session, session.get_one(tables.Campaign, newest.campaign_id)).name
