@@ -38,31 +38,32 @@ def result_rows() -> Select[Any]:
     `retracted_at`, `retraction`, `energy`, and a column for each property.
     """
     result, configuration = tables.CalculationResult, tables.Configuration
+    columns: list[Any] = [
+        result.id.label("result"),
+        tables.Host.name.label("host"),
+        tables.Supercell.label.label("supercell"),
+        configuration.supercell_id,
+        tables.Composition.label.label("configuration"),
+        configuration.n_defects,
+        configuration.sites,
+        configuration.defect_types,
+        tables.LevelOfTheory.name.label("level"),
+        tables.LevelOfTheory.id.label("level_id"),
+        result.dataset,
+        result.row_name,
+        tables.SourceFile.path.label("file"),
+        tables.SourceFile.sha256,
+        tables.SourceFile.kind,
+        tables.SourceFile.parser_version,
+        result.taken_in_at,
+        _STANDING.label("standing"),
+        result.retracted_at,
+        result.retraction,
+        result.energy,
+        *(getattr(result, name) for name in tables.PROPERTY_COMMENTS),
+    ]
     return (
-        select(
-            result.id.label("result"),
-            tables.Host.name.label("host"),
-            tables.Supercell.label.label("supercell"),
-            configuration.supercell_id,
-            tables.Composition.label.label("configuration"),
-            configuration.n_defects,
-            configuration.sites,
-            configuration.defect_types,
-            tables.LevelOfTheory.name.label("level"),
-            tables.LevelOfTheory.id.label("level_id"),
-            result.dataset,
-            result.row_name,
-            tables.SourceFile.path.label("file"),
-            tables.SourceFile.sha256,
-            tables.SourceFile.kind,
-            tables.SourceFile.parser_version,
-            result.taken_in_at,
-            _STANDING.label("standing"),
-            result.retracted_at,
-            result.retraction,
-            result.energy,
-            *(getattr(result, name) for name in tables.PROPERTY_COMMENTS),
-        )
+        select(*columns)
         .select_from(result)
         .join(tables.Calculation, tables.Calculation.id == result.calculation_id)
         .join(tables.LevelOfTheory, tables.LevelOfTheory.id == tables.Calculation.level_id)
