@@ -39,6 +39,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql
 
 from screening.database.design_query import CONCENTRATION, PROBABILITY, DesignQuery
+from screening.database.pareto_sql import PREFIX, front_of
 from screening.database.query_parts import Window
 from screening.database.tables import (
     PROPERTY_COMMENTS,
@@ -124,8 +125,21 @@ class Cursor:
 
 
 def compile_query(query: DesignQuery, branches: Sequence[Branch], *, after: Cursor | None = None) -> Select[Any]:
-    """The SELECT of a design query: one row per candidate that has what it sorts by, best first, ties by candidate."""
+    """The SELECT of a design query: one row per candidate that has what it sorts by, best first, ties by candidate.
+
+    Raises:
+        InputError: pages of a front are asked for, which has none.
+    """
+    if query.pareto and after is not None:
+        raise InputError("a Pareto front has no pages; leave --after out, and raise --limit for all of it")
+    if query.pareto:
+        return _front(query, branches)
     walks = [walk for branch in branches for walk in _walks(query, branch, after)]
+    return _together(query, walks)
+
+
+def _together(query: DesignQuery, walks: Sequence[Select[Any]]) -> Select[Any]:
+    """The best rows of several statements."""
     if len(walks) == 1:
         return walks[0]
     together = union_all(*(select(walk.subquery(f"walk_{n}")) for n, walk in enumerate(walks, start=1))).subquery(
@@ -171,6 +185,8 @@ class _Terms:
 
     def key(self) -> ColumnElement[float]:
         query = self.query
+        if query.pareto:
+            return self.goals()[0]
         if query.sort == PROBABILITY:
             return -_rounded(self.probability())
         if query.sort == CONCENTRATION:
@@ -178,6 +194,10 @@ class _Terms:
         if query.target is not None:
             return func.abs(self.mean(query.sort) - query.target, type_=Float)
         return self.mean(query.sort) if query.direction == "lowest" else -self.mean(query.sort)
+
+    def goals(self) -> list[ColumnElement[float]]:
+        means = [(goal, self.mean(goal.property)) for goal in self.query.pareto]
+        return [mean if goal.direction == "lowest" else -mean for goal, mean in means]
 
     def free_energy(self) -> ColumnElement[float]:
         """Formation energy less k T times the logarithm of the number of places on a cm^2 (cm^3), eV."""
@@ -195,10 +215,8 @@ class _Terms:
         """What a candidate must satisfy, cheap conditions first."""
         query, columns = self.query, self.columns
         yield columns.campaign_id == self.branch.campaign_id
-        if query.sort not in (PROBABILITY, CONCENTRATION):
-            yield columns[f"{query.sort}_mean"].is_not(None)
-        if query.temperature is not None:
-            yield columns[f"{_ENERGY}_mean"].is_not(None)
+        for name in sorted(query.properties - {window.property for window in query.windows}):
+            yield columns[f"{name}_mean"].is_not(None)
         if query.min_separation is not None:
             yield or_(self.n_defects == 1, columns.closest >= query.min_separation - CLOSE_ENOUGH)
         if query.max_separation is not None:
@@ -251,19 +269,15 @@ def _walks(query: DesignQuery, branch: Branch, after: Cursor | None) -> Iterator
 def _is_walked_by_arrangement(query: DesignQuery, branch: Branch) -> bool:
     """Whether the index by arrangement and energy per defect has the order that is wanted, for each arrangement."""
     filtered = query.has_filters or bool(branch.shifts)
-    return filtered and query.sort == _PER_SITE and query.limit <= MOST_WALKED
+    return filtered and not query.pareto and query.sort == _PER_SITE and query.limit <= MOST_WALKED
 
 
 def _of_all(query: DesignQuery, branch: Branch, after: Cursor | None, which: int) -> Select[Any]:
     """From all candidates of the campaign, in the order of an index where there is one."""
     terms = _Terms(query, branch, Candidate.__table__.c, _shift(branch))
     way = _way(terms, which)
-    statement = (
-        select(*_columns(terms, Composition.label, Arrangement.defect_types))
-        .select_from(Candidate)
-        .join(Arrangement, Arrangement.id == Candidate.arrangement_id)
-        .join(Composition, Composition.id == Arrangement.composition_id)
-        .where(*terms.conditions(), way.where, *_of_composition(query, branch))
+    statement = _from_all(select(*_columns(terms, Composition.label, Arrangement.defect_types))).where(
+        *terms.conditions(), way.where, *_of_composition(query, branch)
     )
     if after is not None:
         statement = statement.where(_is_after(terms, way, after))
@@ -303,6 +317,33 @@ def _by_arrangement(query: DesignQuery, branch: Branch, after: Cursor | None, wh
         .select_from(wanted.join(row, true()))
         .order_by(found.key(), row.c.id)
         .limit(query.limit)
+    )
+
+
+def _front(query: DesignQuery, branches: Sequence[Branch]) -> Select[Any]:
+    """The rows that no other one dominates, in the order of the first goal."""
+    parts = []
+    for branch in branches:
+        terms = _Terms(query, branch, Candidate.__table__.c, _shift(branch))
+        goals = [goal.label(f"{PREFIX}{n}") for n, goal in enumerate(terms.goals(), start=1)]
+        chosen = select(terms.columns.campaign_id, terms.columns.id.label("candidate"), *goals)
+        parts.append(_from_all(chosen).where(*terms.conditions(), *_of_composition(query, branch)))
+    front = front_of(parts, len(query.pareto))
+    rows = []
+    for branch in branches:
+        terms = _Terms(query, branch, Candidate.__table__.c, _shift(branch))
+        found = _from_all(select(*_columns(terms, Composition.label, Arrangement.defect_types)))
+        is_there = and_(front.c.campaign_id == terms.columns.campaign_id, front.c.candidate == terms.columns.id)
+        of_branch = found.join(front, is_there).where(terms.columns.campaign_id == branch.campaign_id)
+        rows.append(of_branch.order_by(terms.key(), Candidate.id).limit(query.limit))
+    return _together(query, rows)
+
+
+def _from_all(statement: Select[Any]) -> Select[Any]:
+    return (
+        statement.select_from(Candidate)
+        .join(Arrangement, Arrangement.id == Candidate.arrangement_id)
+        .join(Composition, Composition.id == Arrangement.composition_id)
     )
 
 

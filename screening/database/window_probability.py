@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ARRAY, ColumnElement, Double, Float, cast, func, literal, select
+from sqlalchemy import ARRAY, ColumnElement, Double, Float, Integer, case, cast, func, literal, select
 from sqlalchemy.sql import column
 
 from screening.database.query_parts import Window
@@ -123,9 +123,8 @@ def by_size(numbers: Sequence[float], n_defects: ColumnElement[int]) -> ColumnEl
     """The number that belongs to a number of defects."""
     if len(set(numbers)) == 1:
         return literal(numbers[0], Double)
-    table = cast(literal(list(numbers), ARRAY(Double)), ARRAY(Double))
-    found: ColumnElement[float] = table[func.least(n_defects, len(numbers))]
-    return found
+    place = func.least(n_defects, len(numbers), type_=Integer)
+    return case({n: literal(number, Double) for n, number in enumerate(numbers, start=1)}, value=place)
 
 
 _Ends = tuple[ColumnElement[float] | None, ColumnElement[float] | None]
