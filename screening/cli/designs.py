@@ -10,6 +10,7 @@ import typer
 from screening.cli.options import AsJson, ModelName, SomeSupercell
 from screening.cli.output import note, print_json, print_table
 from screening.cli.project import Project
+from screening.cli.provenance import note_retracted
 from screening.cli.query_options import (
     AllowedTypes,
     Closest,
@@ -50,7 +51,10 @@ CampaignName = Annotated[
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Add this module's commands."""
+    """Add this module's commands, and those on rankings."""
+    from screening.cli import rankings
+
+    rankings.add_commands(app)
     app.command()(design)
     app.command("next")(next_)
 
@@ -130,6 +134,7 @@ def design(
     if table.after is not None:
         note(f"more rows: the same command with --after {table.after}")
     note_stale(table.model, table.newer, table.campaign)
+    note_retracted(Project(), table.model_id, table.model)
 
 
 def _check_early(options: dict[str, Any], campaign: str | None, *, asks: list[bool]) -> None:
@@ -264,6 +269,7 @@ def next_(
         Path | None,
         typer.Option("--structures", help="Folder for a POSCAR of each proposal, to calculate it elsewhere."),
     ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the round; it has a number besides.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Propose the next calculations for a design query, or for the model itself, and store them as a round."""
@@ -286,35 +292,45 @@ def next_(
         stale = (scorer.name, newer_in_production(session, scorer.id), answering.name)
     proposals = propose_stored(
         project, asked, structures, learn=learn, n=n, model_name=model, campaign_name=campaign, level_name=level,
-        only_stored=only_stored, seed=seed,
+        only_stored=only_stored, seed=seed, name=name,
     )  # fmt: skip
+    kept = name or str(proposals[0]["round_id"])
     if as_json:
-        print_json({"model": stale[0], "newer": stale[1], "campaign": stale[2], "proposals": proposals})
+        print_json(
+            {"model": stale[0], "newer": stale[1], "campaign": stale[2], "round": kept, "proposals": proposals}
+        )
     else:
         print_proposals(proposals)
+        print(f"\nkept as round {kept}; `screening round export {kept} FOLDER` writes inputs to calculate it elsewhere")
         note_stale(*stale)
         if structures is not None:
-            print(f"\n{len(proposals)} structures in {structures}; `screening results add` takes their results in")
+            print(f"{len(proposals)} structures in {structures}; `screening results add` takes their results in")
 
 
 def propose_stored(
-    project: Project, query: DesignQuery, structures: Path | None = None, *, learn: bool = False, **choice: Any
-) -> list[dict[str, Any]]:
+    project: Project, query: DesignQuery, structures: Path | None = None, *, learn: bool = False,
+    name: str | None = None, **choice: Any,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Store a round of proposals, one row each.
 
     Args:
         structures: folder for a structure file of each proposal; the round is stored once they are written.
         learn: choose what makes the model better everywhere, not what satisfies the query.
+        name: of the round, if it is to have one.
         choice: what `screening.pipeline.rounds.propose` and `informative_rounds.propose_informative` are told.
     """
     from dataclasses import asdict
 
+    from screening.database.rounds import name_round
     from screening.pipeline.informative_rounds import propose_informative
     from screening.pipeline.rounds import propose, write_structures
 
     with project.transaction() as session:
         choose = propose_informative if learn else propose
         found = choose(session, with_stored_host(session, query), **choice)
+        if name is not None:
+            assert found[0].round_id is not None
+            name_round(session, found[0].round_id, name)
         rows = [asdict(proposal) for proposal in found]
         if structures is not None:
             paths = write_structures(session, [proposal.calculation_id for proposal in found], structures)

@@ -13,8 +13,6 @@ from screening.cli.project import Project
 from screening.errors import InputError
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import Session
-
     from screening.pipeline.provenance import Affected, Why
 
 ResultName = Annotated[
@@ -100,11 +98,13 @@ def results_retract(
         print(f"\n`screening retrain {line}` trains a version without it")
 
 
-def note_retracted(session: Session, model_id: int, name: str) -> None:
+def note_retracted(project: Project, model_id: int, name: str) -> None:
     """Say it where predictions are shown that rest on withdrawn results."""
     from screening.database.provenance import retracted_below
 
-    if ids := retracted_below(session, model_id):
+    with project.transaction() as session:
+        ids = retracted_below(session, model_id)
+    if ids:
         shown = ", ".join(map(str, ids[:5])) + (" ..." if len(ids) > 5 else "")
         note(
             f"{name} rests on {'a retracted result' if len(ids) == 1 else f'{len(ids)} retracted results'} ({shown}); "

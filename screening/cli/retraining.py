@@ -100,10 +100,12 @@ def retrain_stored(
 def model_history(line: NameOfLine, as_json: AsJson = False) -> None:
     """Show the versions of a model, and which of them was in production when and why."""
     from screening.database.models import line_by_name, promotions_of, versions_of
+    from screening.database.provenance import retracted_below
 
     with Project().transaction() as session:
         found = line_by_name(session, line)
         name, versions, promotions = found.name, versions_of(session, found.id), promotions_of(session, found.id)
+        versions = [row | {"retracted_results": retracted_below(session, row["id"])} for row in versions]
     if as_json:
         print_json({"line": name, "versions": versions, "promotions": promotions})
         return
@@ -116,6 +118,10 @@ def model_history(line: NameOfLine, as_json: AsJson = False) -> None:
     for row in versions:
         if row["standing"] == "rejected" and row["verdict"]:
             print(f"\n{row['model']} was rejected: {row['verdict']}")
+    for row in versions:
+        if row["retracted_results"]:
+            ids = ", ".join(map(str, row["retracted_results"]))
+            print(f"\n{row['model']} rests on retracted results: {ids} (`screening affected` says what else does)")
 
 
 def model_rollback(

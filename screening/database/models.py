@@ -216,6 +216,7 @@ def versions_of(session: Session, line_id: int) -> list[dict[str, Any]]:
     }
     rows = session.execute(
         select(
+            TrainedModel.id,
             TrainedModel.version,
             TrainedModel.name.label("model"),
             standing_of(in_use).label("standing"),
