@@ -241,6 +241,11 @@ def _check_query(session: Session, search_space_id: int, query: DesignQuery, mod
     space = session.get_one(tables.SearchSpace, search_space_id)
     supercell = session.get_one(tables.Supercell, space.supercell_id)
     host = session.get_one(tables.Host, supercell.host_id)
+    if query.pareto or not query.potentials.are_references:
+        raise InputError(
+            "the best rows are those of one order at the reference chemical potentials; leave pareto and potentials "
+            "out, or keep all candidates: what is stored whole is ranked by any query later"
+        )
     if query.host != host.name or query.supercell not in (None, supercell.label):
         raise InputError(
             f"the query is about {query.host} {query.supercell or ''}, the search space about {host.name} "
