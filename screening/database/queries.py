@@ -252,7 +252,7 @@ def model_by_name(session: Session, name: str | None) -> TrainedModel:
         listed = ", ".join(f"{row.name} ({row.state})" for row in known) or "none"
         raise UnknownNameError(
             f"no model {'is finished' if name is None else f'is called {name!r}'}; there are: {listed}; "
-            "train one with `screening train`"
+            "train one with `screening train`, or take the one that ships: `screening model add 2dmd-pbe`"
         )
     if model.state != "finished":
         raise InputError(f"model {model.name} is {model.state} ({model.error or 'no error'}); wait, or train again")
