@@ -70,7 +70,10 @@ def line_by_name(session: Session, name: str | None) -> ModelLine:
         known = ", ".join(line.name for line in lines)
         if lines:
             raise InputError(f"there are several models; name one of {known}")
-        raise UnknownNameError("there is no model; train one with `screening train`, or take the one that ships: `screening model add 2dmd-pbe`")
+        raise UnknownNameError(
+            "there is no model; train one with `screening train`, or take the one that ships: "
+            "`screening model add 2dmd-pbe`"
+        )
     line = session.scalar(select(ModelLine).where(ModelLine.name == name))
     if line is not None:
         return line
