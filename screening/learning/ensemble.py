@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from screening.learning.calibration import Calibration
+from screening.learning.calibration import WIDE, Calibration
 from screening.learning.gnn import SparseDefectNetwork
 from screening.learning.novelty import Novelty
 from screening.learning.references import ENERGY, ENERGY_PER_SITE, References
@@ -104,6 +104,27 @@ class Ensemble:
         rows = number[[names.index(host) for host in hosts]]
         widths = self.calibration.half_width(level, np.ones((len(std), len(self.references.outputs))), rows, n_defects)
         return std * self._properties(widths, 1)
+
+    def multiples(self, host: str, n_sizes: int) -> NDArray[np.float64]:
+        """Half widths of 95 % intervals over standard deviations, (n_sizes, n_properties), of 1, 2, ... defects."""
+        return self.half_width(WIDE, np.ones((n_sizes, len(self.properties))), [host] * n_sizes, np.arange(n_sizes) + 1)
+
+    @property
+    def outputs_of_properties(self) -> list[int]:
+        """Column of the network's output that each property is made of; both energies are one."""
+        columns = list(self.references.outputs)
+        return [columns.index(ENERGY_PER_SITE if name == ENERGY else name) for name in self.properties]
+
+    def shares_of_members(self, spread: NDArray[np.float64], *, host: str, n_defects: int) -> NDArray[np.float64]:
+        """(n_outputs,): which share of the variance of predictions comes from what the members differ by.
+
+        Args:
+            spread: (n, n_outputs), standard deviation over the members, of configurations of one number of defects.
+        """
+        row = self._host(host)
+        floor = self.calibration.std(np.zeros_like(spread), row, n_defects)
+        whole = self.calibration.std(spread, row, n_defects)
+        return np.asarray((1.0 - (floor / np.maximum(whole, np.finfo(np.float64).tiny)) ** 2).mean(axis=0))
 
     def _host(self, name: str) -> int:
         """Row of a host in the calibration; -1 for one that was never seen."""

@@ -49,9 +49,29 @@ def score_block(
     if n_rows == 0:
         return np.empty((0, len(ensemble.properties))), np.empty((0, len(ensemble.properties)))
     host = supercell.host.name
-    references = ensemble.references
-    offsets = references.block_offsets(host, defect_types)
-    codes = tuple(references.seen_with(host))
+    offsets = ensemble.references.block_offsets(host, defect_types)
+    outputs = member_outputs(ensemble, supercell, sites, defect_types, device=device)
+    widening = ensemble.novelty.widening(supercell, sites, defect_types)
+    return ensemble.predict(outputs, offsets, host=host, n_defects=k, widening=widening)
+
+
+def member_outputs(
+    ensemble: Ensemble,
+    supercell: Supercell,
+    sites: NDArray[np.int16],
+    defect_types: NDArray[np.int16],
+    *,
+    device: str = "auto",
+) -> NDArray[np.float32]:
+    """Outputs (n_members, n, n_outputs) of the networks for a block of configurations with one number of defects.
+
+    Raises:
+        InputError: the model has not seen the host or one of the defect types.
+        CalculationError: an output is not a finite number.
+    """
+    n_rows, k = sites.shape
+    host = supercell.host.name
+    codes = tuple(ensemble.references.seen_with(host))
     kinds = np.searchsorted(codes, defect_types)
     fits = pair_table(supercell).species.numpy()[sites] == defect_types // 128
     assert fits.all(), "a defect type on a site of another species has no row in the tables"
@@ -68,8 +88,7 @@ def score_block(
             f"{n_rows - np.count_nonzero(is_finite)} of {n_rows} predictions on {where} are not finite numbers; a "
             "training has diverged, or half precision on a GPU is too narrow: score on a CPU, else train again"
         )
-    widening = ensemble.novelty.widening(supercell, sites, defect_types)
-    return ensemble.predict(outputs, offsets, host=host, n_defects=k, widening=widening)
+    return outputs
 
 
 def score_configurations(

@@ -113,6 +113,20 @@ def matching(
     return found & (probability >= query.confidence)
 
 
+def distances_of(sites: NDArray[np.int16], pair_distances: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    """Shortest and longest distance (n,) between two defects of each row of sites (n, k), angstrom; {} of one."""
+    n_rows, k = sites.shape
+    if k == 1:
+        return {}
+    closest, farthest = np.full(n_rows, np.inf, np.float32), np.zeros(n_rows, np.float32)
+    for i in range(k):
+        for j in range(i):
+            distance = pair_distances[sites[:, j], sites[:, i]]
+            np.minimum(closest, distance, out=closest)
+            np.maximum(farthest, distance, out=farthest)
+    return {"closest": closest, "farthest": farthest}
+
+
 def _types_are_wanted(query: DesignQuery, branch: Branch, block: QueryBlock) -> NDArray[np.bool_]:
     found = np.ones(len(block.multiplicity), np.bool_)
     types = block.defect_types

@@ -36,9 +36,10 @@ from screening.defects.checksum import add_checksums, checksum
 from screening.defects.defect_types import Configuration, composition_label
 from screening.defects.enumeration import Block, Chunk, SearchSpace, enumerate_chunk
 from screening.errors import LeaseLostError
-from screening.pipeline.block_queries import QueryBlock, matching, probabilities, sort_keys
+from screening.pipeline.block_queries import QueryBlock, distances_of, matching, probabilities, sort_keys
 from screening.pipeline.hosts import StoredSupercell, add_compositions
 from screening.pipeline.searches import load_search_space
+from screening.pipeline.spreads import store_correlations, store_multiples
 
 _DOUBT = 1e-12  # of probabilities: the database has another erf, and rounds to six digits before it ranks
 
@@ -176,25 +177,11 @@ class _Stream:
             scores = scan.score(block)
             arrangement, composition = self._arrangements.of(block)
             ids = scan.number * rows.IDS_PER_CHUNK + tally.n_candidates + np.arange(len(block))
-            distances = _distances(block.sites, self._pair_distances)
+            distances = distances_of(block.sites, self._pair_distances)
             kept = _Kept(ids, arrangement, block.multiplicity, block.sites, distances, scores)
             matches = keep(kept, block.defect_types)
             _count(tally, scan, block, composition, matches, scores)
         assert tally.n_candidates <= rows.IDS_PER_CHUNK, "a chunk has more candidates than ids"
-
-
-def _distances(sites: NDArray[np.int16], pair_distances: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-    """Shortest and longest distance (n,) between two defects of each row of sites (n, k), angstrom; {} of one."""
-    n_rows, k = sites.shape
-    if k == 1:
-        return {}
-    closest, farthest = np.full(n_rows, np.inf, np.float32), np.zeros(n_rows, np.float32)
-    for i in range(k):
-        for j in range(i):
-            distance = pair_distances[sites[:, j], sites[:, i]]
-            np.minimum(closest, distance, out=closest)
-            np.maximum(farthest, distance, out=farthest)
-    return {"closest": closest, "farthest": farthest}
 
 
 def _store_all(session: Session, campaign_id: int, block: _Kept, _defect_types: NDArray[np.int16]) -> NDArray[np.bool_]:
@@ -304,16 +291,28 @@ def _load(session: Session, chunk_id: int, *, device: str) -> _Scan:
     first = Configuration(tuple(row.first_sites), tuple(row.first_defect_types))
     last = Configuration(tuple(row.last_sites), tuple(row.last_defect_types))
     bins = session.scalars(select(tables.CampaignBins).where(tables.CampaignBins.campaign_id == campaign.id))
+    score = _scorer(session, campaign, stored, space, n_defects=row.n_defects, device=device)
     return _Scan(
         campaign.id, row.number, stored, space, Chunk(row.n_defects, first, last),
-        _scorer(session, campaign, stored, device=device),
+        score,
         query, None if query is None else load_branch(session, campaign, query), campaign.cutoff,
         {b.property: np.linspace(b.low, b.high, b.n_bins + 1) for b in bins},
     )  # fmt: skip
 
 
-def _scorer(session: Session, campaign: tables.Campaign, stored: StoredSupercell, *, device: str) -> Score:
-    """The model of a campaign as a function of blocks; without a model there is nothing to say of them."""
+def _scorer(
+    session: Session,
+    campaign: tables.Campaign,
+    stored: StoredSupercell,
+    space: SearchSpace,
+    *,
+    n_defects: int,
+    device: str,
+) -> Score:
+    """The model of a campaign as a function of blocks, once it has said how its errors spread.
+
+    Without a model there is nothing to say of them.
+    """
     if campaign.model_id is None:
         return _no_scores
     from screening.learning.artifacts import ensemble_from_bytes
@@ -322,6 +321,8 @@ def _scorer(session: Session, campaign: tables.Campaign, stored: StoredSupercell
     model = session.get_one(tables.TrainedModel, campaign.model_id)
     assert model.weights is not None
     ensemble = ensemble_from_bytes(model.weights)
+    store_multiples(session, model.id, ensemble, stored.supercell.host.name, max(space.sizes))
+    store_correlations(session, campaign.id, ensemble, stored, space, n_defects=n_defects, device=device)
     score = partial(score_block, ensemble, stored.supercell, device=device)
 
     def scores_of(block: Block) -> Scores:

@@ -108,6 +108,26 @@ def test_distances_between_defects_are_stored_and_a_single_defect_has_none(proje
             assert (row["closest"], row["farthest"]) == (None, None)
 
 
+def test_how_errors_spread_is_stored_before_anything_is_scored(project: Project, weights: bytes) -> None:
+    ensemble = ensemble_from_bytes(weights)
+    campaign_id = project.run()
+    with session_scope(project.engine) as session:
+        multiples = {
+            (row.n_defects, row.property): row.multiple for row in session.scalars(select(tables.IntervalMultiple))
+        }
+        correlations = session.scalars(
+            select(tables.CampaignCorrelation).where(tables.CampaignCorrelation.campaign_id == campaign_id)
+        ).all()
+        pairs = {(row.n_defects, row.property, row.other): row.correlation for row in correlations}
+    expected = ensemble.half_width(0.95, np.ones((3, len(ensemble.properties))), ["MoS2"] * 3, np.arange(3) + 1)
+    assert multiples == {
+        (k + 1, name): pytest.approx(expected[k, p]) for k in range(3) for p, name in enumerate(ensemble.properties)
+    }
+    names = sorted(ensemble.properties)
+    assert pairs.keys() == {(k, a, b) for k in (1, 2, 3) for i, a in enumerate(names) for b in names[i + 1 :]}
+    assert pairs[2, "formation_energy", "formation_energy_per_site"] > 0.0
+
+
 def n_stored(engine: Engine) -> int:
     with session_scope(engine) as session:
         return session.execute(select(func.count()).select_from(tables.Candidate)).scalar_one()
