@@ -105,10 +105,10 @@ def list_designs(session: Session) -> list[dict[str, Any]]:
 
     `newest` is the id of its newest ranking, `model` the version that made it, `current` the one in production.
     """
-    design, ranking = tables.Design, tables.Ranking
+    design, ranking, any_ranking = tables.Design, tables.Ranking, aliased(tables.Ranking)
     in_use, current, made_by = production(), aliased(tables.TrainedModel), aliased(tables.TrainedModel)
-    newest = select(func.max(ranking.id)).where(ranking.design_id == design.id).scalar_subquery()
-    n_rankings = select(func.count()).where(ranking.design_id == design.id).scalar_subquery()
+    newest = select(func.max(any_ranking.id)).where(any_ranking.design_id == design.id).scalar_subquery()
+    n_rankings = select(func.count()).where(any_ranking.design_id == design.id).scalar_subquery()
     loop = (
         select(tables.Loop.name)
         .where(tables.Loop.design_id == design.id)

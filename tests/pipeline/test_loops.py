@@ -251,20 +251,21 @@ def test_the_campaign_of_the_new_version_is_planned_started_and_waited_for(world
     with session_scope(world) as session:
         campaign = session.scalars(select(tables.Campaign).order_by(tables.Campaign.id.desc()).limit(1)).one()
         assert (campaign.state, campaign.model_id) == ("running", 2)
-        assert set(session.scalars(select(tables.Chunk.state).where(tables.Chunk.campaign_id == campaign.id))) == {
+        campaign_id = campaign.id
+        assert set(session.scalars(select(tables.Chunk.state).where(tables.Chunk.campaign_id == campaign_id))) == {
             "waiting"
         }
     assert waits(world, loop_id)
     with session_scope(world) as session:
         pause(session, "loop")
-        assert session.get_one(tables.Campaign, campaign.id).state == "paused"
+        assert session.get_one(tables.Campaign, campaign_id).state == "paused"
     assert waits(world, loop_id)
     with session_scope(world) as session:
         resume(session, "loop")
-        assert session.get_one(tables.Campaign, campaign.id).state == "running"
+        assert session.get_one(tables.Campaign, campaign_id).state == "running"
     with session_scope(world) as session:
         stop(session, "loop")
-        assert session.get_one(tables.Campaign, campaign.id).state == "cancelled"
+        assert session.get_one(tables.Campaign, campaign_id).state == "cancelled"
     assert loop_of(world)["state"] == "stopped"
 
 
