@@ -48,4 +48,4 @@ def member_correlations(
     places = ensemble.outputs_of_properties
     found = np.clip(correlations[np.ix_(places, places)], -1.0, 1.0)
     np.fill_diagonal(found, 1.0)
-    return found
+    return np.asarray(found)
