@@ -120,6 +120,10 @@ SAVED = ",\n    ".join(
 )
 CALCULATED = ", ".join(f"calculation_results.{name}" for name in PROPERTIES)
 
+# That the number of defects is that of the composition is true anyway. The planner takes it for a condition that few
+# rows satisfy, and so for a good reason to begin with the arrangements of a composition where one is asked for: it
+# does not know that a composition and its energies go together, and would walk along the energies until it has met
+# enough of it (4.6 s instead of 0.03 s for 2*v_S+Se_S among 10 million).
 VIEWS = {
     "candidate_predictions": f"""
 SELECT campaigns.name || ':' || candidates.id AS candidate, candidates.campaign_id, candidates.id AS candidate_id,
@@ -138,6 +142,7 @@ SELECT campaigns.name || ':' || candidates.id AS candidate, candidates.campaign_
     now() - campaigns.finished_at AS age
 FROM candidates JOIN arrangements ON arrangements.id = candidates.arrangement_id
     JOIN compositions ON compositions.id = arrangements.composition_id
+        AND compositions.n_defects = cardinality(candidates.sites)
     JOIN campaigns ON campaigns.id = candidates.campaign_id
     JOIN search_spaces ON search_spaces.id = campaigns.search_space_id
     JOIN supercells ON supercells.id = search_spaces.supercell_id

@@ -18,6 +18,7 @@ import screening.cli.calculations as calculations
 import screening.cli.campaigns as campaigns
 import screening.cli.designs as designs
 import screening.cli.evaluation as evaluation
+import screening.cli.exports as exports
 import screening.cli.hosts as hosts
 import screening.cli.loop as loop
 import screening.cli.models as models
@@ -41,7 +42,7 @@ app = typer.Typer(
 )
 for module in (
     services, hosts, searches, campaigns, models, retraining, predictions, evaluation, designs, calculations, loop,
-    sql,
+    sql, exports,
 ):  # fmt: skip
     module.add_commands(app)
 

@@ -1,0 +1,68 @@
+"""`screening export` by its names and options."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from screening.cli.exports import kind_of
+from screening.errors import InputError
+from screening.settings import Settings
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.csv", "csv"), ("a.CSV.gz", "csv"), ("a.parquet", "parquet"), ("a.xyz", "extxyz"), ("a.json", "json"),
+        ("a.db", "ase"), ("structures", "poscar"),
+    ],
+)  # fmt: skip
+def test_the_name_of_the_file_says_its_format(name: str, kind: str) -> None:
+    assert kind_of(Path(name), None) == kind
+    assert kind_of(Path(name), "csv") == "csv"
+
+
+def test_names_and_formats_that_are_not_known_are_refused_with_those_that_are() -> None:
+    with pytest.raises(InputError, match=r"a.xlsx ends in no known format; end it in .csv"):
+        kind_of(Path("a.xlsx"), None)
+    with pytest.raises(InputError, match="there is no format 'excel'; the formats are csv, parquet, extxyz, poscar"):
+        kind_of(Path("a.csv"), "excel")
+
+
+def export(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
+    assert settings.database_url is not None
+    assert settings.redis_url is not None
+    return subprocess.run(
+        [sys.executable, "-c", "from screening.cli import main; main()", "export", *arguments],
+        env={
+            "PATH": os.defpath, "SCREENING_HOME": str(settings.home), "OMP_NUM_THREADS": "1",
+            "SCREENING_DATABASE_URL": settings.database_url.get_secret_value(),
+            "SCREENING_REDIS_URL": settings.redis_url.get_secret_value(),
+        },
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+
+
+def test_a_select_is_written_and_the_report_says_what(clean_services: Settings, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    statement = "SELECT n, n * 0.5::real AS half FROM generate_series(1, 3) AS n"
+    shown = export(clean_services, str(path), "--sql", statement)
+    assert shown.returncode == 0, shown.stderr
+    assert path.read_text() == "n,half\n1,0.5\n2,1\n3,1.5\n"
+    assert shown.stdout.startswith("3 rows in ")
+    told = json.loads(export(clean_services, str(path), "--sql", statement, "--json").stdout)
+    assert (told["rows"], told["format"], told["about"]) == (3, "csv", {"sql": statement})
+
+
+def test_options_of_different_rows_are_refused(clean_services: Settings, tmp_path: Path) -> None:
+    refused = export(clean_services, str(tmp_path / "a.csv"), "--ranking", "1", "--gap", "1:2")
+    assert refused.returncode == 1
+    assert "--ranking, --gap are about different rows" in refused.stderr
+    nothing = export(clean_services, str(tmp_path / "a.csv"))
+    assert "a design query is about a host" in nothing.stderr
+    assert list(tmp_path.iterdir()) == []
