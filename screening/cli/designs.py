@@ -156,7 +156,7 @@ def _first_page(options: dict[str, Any], campaign: str | None) -> dict[str, Any]
 def _print_table_json(table: RankedTable, ranking: int | None) -> None:
     space = {"id": table.search_space_id, "description": table.search_space, "candidates": table.candidates}
     potentials = {
-        f"{answer.host} {answer.supercell.label}": {
+        f"{answer.host} {answer.supercell}": {
             element: {"energy": p.energy, "source": p.source, "shift": p.shift}
             for element, p in answer.potentials.items()
         }
@@ -174,7 +174,7 @@ def _print_table_json(table: RankedTable, ranking: int | None) -> None:
 def _describe_campaigns(table: RankedTable) -> str:
     if len(table.answers) == 1:
         return f"campaign {table.campaign} ({table.search_space})"
-    return "campaigns " + ", ".join(answer.campaign.name for answer in table.answers)
+    return "campaigns " + ", ".join(answer.campaign for answer in table.answers)
 
 
 def note_stale(model: str, newer: str | None, campaign: str) -> None:
@@ -296,9 +296,7 @@ def next_(
     )  # fmt: skip
     kept = name or str(proposals[0]["round_id"])
     if as_json:
-        print_json(
-            {"model": stale[0], "newer": stale[1], "campaign": stale[2], "round": kept, "proposals": proposals}
-        )
+        print_json({"model": stale[0], "newer": stale[1], "campaign": stale[2], "round": kept, "proposals": proposals})
     else:
         print_proposals(proposals)
         print(f"\nkept as round {kept}; `screening round export {kept} FOLDER` writes inputs to calculate it elsewhere")

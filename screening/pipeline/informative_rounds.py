@@ -16,10 +16,11 @@ from screening.database.query_parts import Potentials
 from screening.defects.defect_types import Configuration
 from screening.defects.host import Supercell
 from screening.errors import InputError
+from screening.pipeline.calculation_costs import atoms_of, cost_law
 from screening.pipeline.campaign_choice import describe_space, find_campaign
 from screening.pipeline.hosts import load_supercell
 from screening.pipeline.references import level_of_name
-from screening.pipeline.rounds import Pool, Proposal, open_candidates, store_proposals
+from screening.pipeline.rounds import Choice, Pool, Proposal, open_candidates, store_proposals
 
 POOL_ROWS = 3000  # candidates that stand for all: every one of them is compared with every other, 36 MB
 KNOWN_ROWS = 5000  # calculations that are remembered: 4 s
@@ -74,11 +75,13 @@ def propose_informative(
     round_ = tables.Round(model_id=model.id, level_id=level_id, query=everything.stored(), seed=seed)
     session.add(round_)
     session.flush()
-    reasons = {
-        int(row): f"with those before it leaves {share:.1%} of the uncertainty of all candidates"
-        for row, share in zip(rows, left, strict=True)
-    }
-    return store_proposals(session, stored, pool, round_, reasons=reasons)
+    law = cost_law(session, level_id)
+    seconds = None if law is None else law.seconds(atoms_of(stored.supercell, [pool.configurations[i] for i in rows]))
+    choices = {}
+    for place, (row, share, before) in enumerate(zip(rows, left, [1.0, *left], strict=False)):
+        reason = f"with those before it leaves {share:.1%} of the uncertainty of all candidates"
+        choices[int(row)] = Choice(reason, float(before - share), None if seconds is None else float(seconds[place]))
+    return store_proposals(session, stored, pool, round_, choices=choices)
 
 
 def _sample(

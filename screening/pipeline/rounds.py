@@ -20,10 +20,11 @@ from screening.database.leases import finish, lease_kept
 from screening.database.query_sql import Branch, compile_query, sort_key
 from screening.database.session import session_scope
 from screening.defects.defect_types import Configuration
-from screening.defects.host import Supercell
 from screening.dft import xtb
 from screening.dft.structures import write_structure
 from screening.errors import CalculationError, InputError, NothingLeftError
+from screening.pipeline.batches import Batch, choose, known_configurations
+from screening.pipeline.calculation_costs import cost_law
 from screening.pipeline.campaign_choice import describe_space, find_campaign
 from screening.pipeline.hosts import StoredSupercell, add_configurations, load_supercell
 from screening.pipeline.references import level_of_name
@@ -31,17 +32,35 @@ from screening.pipeline.result_rows import free_name
 from screening.pipeline.results import add_references, store_result
 
 POOL_ROWS = 100_000  # the likeliest candidates, among which a round is chosen
+_LIKE = 0.9  # a novelty below this is worth a word
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A calculation that a round proposes, with the reason."""
+    """A calculation that a round proposes, with the reason.
+
+    Attributes:
+        worth: what its result is expected to be worth, in the units of its round; larger is better.
+        expected_s: how long it is expected to take, seconds, where that is known.
+    """
 
     calculation_id: int
     candidate_id: int
     configuration: str
     sites: tuple[int, ...]
     reason: str
+    worth: float | None = None
+    expected_s: float | None = None
+    round_id: int | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Why a candidate is proposed, what it is worth, and how long it is expected to take, seconds."""
+
+    reason: str
+    worth: float | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +89,9 @@ def propose(
     A candidate's worth is the probability that every window holds times the improvement that is to be expected
     of the property the query sorts by (Jones et al., J. Glob. Optim. 13, 455 (1998)), over the best value known at
     the model's level or over the n-th best prediction where that is worse: once the best is found, its neighbours in
-    the ranking are still worth calculating. The batch is spread over unlike configurations. What has a calculation at
-    the round's level, whatever became of it, is never chosen.
+    the ranking are still worth calculating. The batch is spread over configurations that are unlike each other and
+    unlike what is calculated or will be; where times are known, worth counts by the time that it costs
+    (screening.pipeline.batches). What has a calculation at the round's level, whatever became of it, is never chosen.
 
     Args:
         level_name: level of theory of the calculations, a known one or one of the built-in calculator's; the level
@@ -109,11 +129,14 @@ def propose(
     best = queries.best_value(session, query, supercell_id=supercell_id, level_id=model.level_id)
     order = np.random.default_rng(seed).permutation(len(pool.candidate_ids))
     worth = _worth(pool, query, best, n=n)
-    chosen = order[_choose(worth[order], [pool.configurations[i] for i in order], stored.supercell, n=n)]
+    batch = choose(
+        worth[order], [pool.configurations[i] for i in order], stored.supercell, n=n,
+        known=known_configurations(session, supercell_id, level_id), cost=cost_law(session, level_id),
+    )  # fmt: skip
     round_ = tables.Round(model_id=model.id, level_id=level_id, query=query.stored(), seed=seed)
     session.add(round_)
     session.flush()
-    return store_proposals(session, stored, pool, round_, reasons={int(i): _reason(pool, i, worth[i]) for i in chosen})
+    return store_proposals(session, stored, pool, round_, choices=_choices(pool, worth, order, batch))
 
 
 def write_structures(session: Session, calculation_ids: Sequence[int], folder: Path) -> dict[int, Path]:
@@ -292,50 +315,31 @@ def _worth(pool: _PredictedPool, query: DesignQuery, best: float | None, *, n: i
     return np.asarray(pool.probability * expected_improvement(sign * pool.mean, pool.std, target), np.float64)
 
 
-def _choose(
-    worth: NDArray[np.float64], configurations: list[Configuration], supercell: Supercell, *, n: int
-) -> NDArray[np.int64]:
-    """Rows of a batch, best first, among those that are worth most."""
-    from screening.learning.acquisition import choose_batch
-
-    shortlist = np.argsort(-worth, kind="stable")[: max(50 * n, 500)]
-    features = _features([configurations[i] for i in shortlist], supercell)
-    return np.asarray(shortlist[choose_batch(worth[shortlist], features, n)], np.int64)
-
-
-def _features(configurations: list[Configuration], supercell: Supercell) -> NDArray[np.float64]:
-    """What makes configurations alike: (n, n_types + n_type_pairs) float64.
-
-    Numbers of each defect type, and inverse distances (3 angstrom over the distance) summed over the pairs of two
-    types.
-    """
-    codes = sorted({code for configuration in configurations for code in configuration.defect_types})
-    column: dict[tuple[int, ...], int] = {(code,): i for i, code in enumerate(codes)}
-    for i, first in enumerate(codes):
-        column |= {(first, second): len(column) + j for j, second in enumerate(codes[i:])}
-    features = np.zeros((len(configurations), len(column)))
-    for row, configuration in zip(features, configurations, strict=True):
-        for i, (site, code) in enumerate(zip(configuration.sites, configuration.defect_types, strict=True)):
-            row[column[(code,)]] += 1.0
-            for other, other_code in zip(configuration.sites[:i], configuration.defect_types[:i], strict=True):
-                first, second = sorted((code, other_code))
-                row[column[first, second]] += 3.0 / supercell.pair_distances[site, other]
-    return features
-
-
-def _reason(pool: _PredictedPool, i: int, worth: float) -> str:
-    """Why a row of the pool is proposed."""
-    return (
-        f"probability {pool.probability[i]:.2f} that every window holds, predicted "
-        f"{pool.mean[i]:.3f} +- {pool.std[i]:.3f}, worth {worth:.2g}"
-    )
+def _choices(
+    pool: _PredictedPool, worth: NDArray[np.float64], order: NDArray[np.int64], batch: Batch
+) -> dict[int, Choice]:
+    """The chosen rows of the pool, with the reason of each."""
+    choices = {}
+    for place, row in enumerate(order[batch.rows]):
+        i = int(row)
+        seconds = None if batch.seconds is None else float(batch.seconds[place])
+        reason = (
+            f"probability {pool.probability[i]:.2f} that every window holds, predicted "
+            f"{pool.mean[i]:.3f} +- {pool.std[i]:.3f}, worth {worth[i]:.2g}"
+        )
+        if batch.novelty[place] < _LIKE:
+            reason += f", though {1.0 - batch.novelty[place]:.0%} like what is calculated or will be"
+        if seconds is not None:
+            reason += f", about {seconds:.3g} s"
+        choices[i] = Choice(reason, float(worth[i]), seconds)
+    return choices
 
 
 def store_proposals(
-    session: Session, stored: StoredSupercell, pool: Pool, round_: tables.Round, *, reasons: Mapping[int, str]
+    session: Session, stored: StoredSupercell, pool: Pool, round_: tables.Round, *, choices: Mapping[int, Choice]
 ) -> list[Proposal]:
-    """Store rows of the pool as the proposed calculations of a round; reasons by row."""
-    configuration_ids = add_configurations(session, stored, [pool.configurations[i] for i in reasons])
+    """Store rows of the pool as the proposed calculations of a round; choices by row."""
+    configuration_ids = add_configurations(session, stored, [pool.configurations[i] for i in choices])
     added = session.execute(
         insert(tables.Calculation).returning(tables.Calculation.configuration_id, tables.Calculation.id),
         [
@@ -344,14 +348,18 @@ def store_proposals(
                 "level_id": round_.level_id,
                 "round_id": round_.id,
                 "state": "proposed",
-                "proposal": reason,
+                "proposal": choice.reason,
+                "worth": choice.worth,
+                "expected_s": choice.seconds,
             }
-            for configuration_id, reason in zip(configuration_ids, reasons.values(), strict=True)
+            for configuration_id, choice in zip(configuration_ids, choices.values(), strict=True)
         ],
     )
     calculation_ids = dict(added.all())
     return [
-        Proposal(calculation_ids[c], pool.candidate_ids[i], pool.configurations[i].composition,
-                 pool.configurations[i].sites, reason)
-        for c, (i, reason) in zip(configuration_ids, reasons.items(), strict=True)
+        Proposal(
+            calculation_ids[configuration_id], pool.candidate_ids[i], pool.configurations[i].composition,
+            pool.configurations[i].sites, choice.reason, choice.worth, choice.seconds, round_.id,
+        )
+        for configuration_id, (i, choice) in zip(configuration_ids, choices.items(), strict=True)
     ]  # fmt: skip

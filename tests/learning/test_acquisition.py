@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from screening.learning.acquisition import choose_batch, expected_improvement
+from screening.learning.acquisition import LEAST_NOVELTY, choose_batch, expected_improvement, novelty_of
 
 
 def test_expected_improvement_is_the_mean_over_the_distribution() -> None:
@@ -44,3 +44,20 @@ def test_a_batch_has_no_row_twice_and_at_most_all(n: int) -> None:
     rng = np.random.default_rng(1)
     chosen = choose_batch(np.zeros(20), rng.normal(size=(20, 3)), n)
     assert len(set(chosen.tolist())) == len(chosen) == min(n, 20)
+
+
+def test_what_is_like_a_known_row_is_worth_less() -> None:
+    features = np.array([[0.0], [1.0], [2.0], [3.0], [4.0], [5.0]])
+    worth = np.array([1.0, 0.9, 0.1, 0.1, 0.1, 0.7])
+    assert choose_batch(worth, features, 2).tolist() == [0, 1]
+    assert choose_batch(worth, features, 2, known=np.array([[0.0]])).tolist() == [1, 5]
+    novelty = novelty_of(features, np.array([[0.0], [0.0], [9.0]]))
+    assert novelty[0] == LEAST_NOVELTY
+    assert novelty[2:5] == pytest.approx(1.0, abs=1e-3)
+    # by hand: the median distance is 2 (of 1 to 5, five to one times), so l = 0.5 and d = 1 gives 1 - exp(-2)
+    assert novelty[1] == pytest.approx(1.0 - np.exp(-2.0))
+
+
+def test_without_known_rows_everything_is_new() -> None:
+    features = np.array([[0.0], [1.0]])
+    assert novelty_of(features, np.zeros((0, 1))).tolist() == [1.0, 1.0]
