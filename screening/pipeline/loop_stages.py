@@ -164,7 +164,9 @@ def _learn(session: Session, loop: tables.Loop, step: tables.LoopStep) -> Advanc
     verdict = comparison.reason if comparison is not None else "the first of its model"
     is_better = comparison is None or comparison.is_promoted
     step.mae = _error(session, version.id, improved_property(query_of(session.get_one(tables.Design, loop.design_id))))
-    finish_step(step, f"{version.name} is {'promoted' if is_better else 'rejected'}: {verdict}")
+    n_aside = _n_aside(session, loop.round_id)
+    aside = f"; put aside, not learnt: {n_aside} of the round (`screening results quarantine`)" if n_aside else ""
+    finish_step(step, f"{version.name} is {'promoted' if is_better else 'rejected'}: {verdict}{aside}")
     enter(session, loop, "rescore")
     return Advanced("learn", str(step.remark))
 
@@ -214,6 +216,18 @@ def _n_changed(session: Session, loop: tables.Loop, step: tables.LoopStep) -> in
     if before is None or before.model_id == step.model_id or before.ranking_id is None or not now:
         return None
     return len(now - best_rows(session, before.ranking_id, loop.top))
+
+
+def _n_aside(session: Session, round_id: int | None) -> int:
+    """Results of a round that contradict the model and were not learnt."""
+    aside, result = tables.QuarantinedResult, tables.CalculationResult
+    return session.execute(
+        select(func.count())
+        .select_from(aside)
+        .join(result, result.id == aside.result_id)
+        .join(tables.Calculation, tables.Calculation.id == result.calculation_id)
+        .where(tables.Calculation.round_id == round_id, aside.state == "open")
+    ).scalar_one()
 
 
 def _error(session: Session, model_id: int, name: str) -> float | None:

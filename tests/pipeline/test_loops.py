@@ -139,6 +139,24 @@ def bring_on(engine: Engine, loop_id: int) -> None:
         end_training(engine)
 
 
+def test_results_that_are_put_aside_are_said(world: Engine) -> None:
+    loop_id = start(world)
+    for _ in range(2):
+        step(world, loop_id)
+    first, *_ = calculate_round(world, loop_id)
+    for _ in range(2):
+        step(world, loop_id)
+    with session_scope(world) as session:
+        result = session.scalars(
+            select(tables.CalculationResult).where(tables.CalculationResult.calculation_id == first)
+        ).one()
+        session.add(tables.QuarantinedResult(result_id=result.id, model_id=1, reason="a test"))
+    end_training(world)
+    found = loop_stages.advance(world, loop_id)
+    assert found is not None
+    assert found.did.endswith("; put aside, not learnt: 1 of the round (`screening results quarantine`)")
+
+
 def test_two_workers_do_not_advance_one_loop_at_once(world: Engine) -> None:
     loop_id = start(world)
     with session_scope(world) as session:
