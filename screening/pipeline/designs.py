@@ -12,7 +12,6 @@ from screening.database import tables
 from screening.database.design_query import DesignQuery
 from screening.database.models import newer_in_production
 from screening.database.query_sql import Cursor, compile_query, to_sql
-from screening.pipeline.campaign_choice import describe_space
 from screening.pipeline.query_context import Answer, resolve
 from screening.pipeline.rankings import store_ranking
 from screening.pipeline.reasons import reason_of
@@ -80,15 +79,15 @@ def run_design_query(
         row: dict[str, Any] = {key: value for key, value in found.items() if value is not None}
         answer = answers[row["place"]]
         row["defects"] = [names[code] for code in row.pop("defect_types")]
-        row |= {"host": answer.host, "supercell": answer.supercell.label}
+        row |= {"host": answer.host, "supercell": answer.supercell}
         row["reason"] = reason_of(row, query, answer.branch)
         rows.append(row)
     last = rows[-1] if len(rows) == query.limit and not query.pareto else None
     first = answers[0]
     return RankedTable(
-        to_sql(statement), first.model.name, first.model.id, first.campaign.name, first.campaign.id, first.space.id,
-        describe_space(first.space), sum(answer.space.expected for answer in answers), rows,
-        newer_in_production(session, first.model.id), tuple(answers),
+        to_sql(statement), first.model, first.model_id, first.campaign, first.campaign_id, first.search_space_id,
+        first.search_space, sum(answer.candidates for answer in answers), rows,
+        newer_in_production(session, first.model_id), tuple(answers),
         None if last is None else Cursor(last["key"], last["campaign_id"], last["candidate"]).encode(query),
     )  # fmt: skip
 

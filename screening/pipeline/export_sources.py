@@ -53,7 +53,7 @@ def source_of_query(
     """
     answers = resolve(session, query, model_name=model_name, campaign_name=campaign_name)
     ranked = compile_query(query, [answer.branch for answer in answers]).subquery("ranked")
-    predicted = {name for answer in answers for name in answer.model.properties}
+    predicted = {name for answer in answers for name in answer.properties}
     values = [
         ranked.c[f"{name}_{part}"].label(name if part == "mean" else f"{name}_std")
         for name in PROPERTY_COMMENTS
@@ -63,8 +63,8 @@ def source_of_query(
     statement = select(
         func.row_number().over().label("rank"),
         _by_place(ranked.c.place, [answer.host for answer in answers]).label("host"),
-        _by_place(ranked.c.place, [answer.supercell.label for answer in answers]).label("supercell"),
-        _by_place(ranked.c.place, [answer.campaign.name for answer in answers]).label("campaign"),
+        _by_place(ranked.c.place, [answer.supercell for answer in answers]).label("supercell"),
+        _by_place(ranked.c.place, [answer.campaign for answer in answers]).label("campaign"),
         *(ranked.c[name] for name in _FIRST if name in ranked.c),
         ranked.c.sites,
         _defects(ranked.c.sites, ranked.c.defect_types).label("defects"),
@@ -113,8 +113,8 @@ def source_of_sql(session: Session, sql: str) -> Source:
 
 def _models(answers: Sequence[Answer]) -> dict[str, str]:
     return {
-        "model": ", ".join(dict.fromkeys(answer.model.name for answer in answers)),
-        "campaign": ", ".join(answer.campaign.name for answer in answers),
+        "model": ", ".join(dict.fromkeys(answer.model for answer in answers)),
+        "campaign": ", ".join(answer.campaign for answer in answers),
     }
 
 

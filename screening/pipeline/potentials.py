@@ -65,11 +65,14 @@ def potentials_of(
     found = {e: ElementPotential(*known[e], 0.0) for e in sorted({*elements, *host.species}) if e in known}
     if potentials.are_references:
         return found
+    _check_condition(host, potentials)
     missing = sorted({*elements, *host.species, *potentials.given} - known.keys())
     if missing:
+        level = session.get_one(tables.LevelOfTheory, level_id).name
         raise InputError(
             f"potentials are {potentials}, and no reference of {', '.join(missing)} is known at the level of theory "
-            f"{session.get_one(tables.LevelOfTheory, level_id).name!r}; known are {', '.join(sorted(known)) or 'none'}"
+            f"{level!r}; known are {', '.join(sorted(known)) or 'none'}: they come with the results of that level "
+            "(`screening import`, `screening results add`)"
         )
     references = {element: energy for element, (energy, _) in known.items()}
     ranges = _ranges(host, _energy_of_cell(session, level_id, supercell), references)
@@ -116,9 +119,21 @@ def _of_condition(host: tables.Host, potentials: Potentials, ranges: _Ranges) ->
     """Potentials of the host's elements under a condition; {} where they stay as they are."""
     if potentials.condition == REFERENCE:
         return {}
+    rich = _rich_element(potentials.condition, list(dict.fromkeys(host.species)))
+    if not ranges:
+        raise InputError(
+            f"{potentials.condition} needs the energy of pristine {host.name} at the model's level of theory, which is "
+            "not known; add its result, or give numbers"
+        )
+    return {element: high if element == rich else low for element, (low, high) in ranges.items()}
+
+
+def _check_condition(host: tables.Host, potentials: Potentials) -> None:
+    """Make sure that a host has a condition, and that it leaves nothing open."""
+    if potentials.condition == REFERENCE:
+        return
     elements = list(dict.fromkeys(host.species))
-    rich = _rich_element(potentials.condition, elements)
-    if rich is None:
+    if _rich_element(potentials.condition, elements) is None:
         possible = ", ".join(
             [f"{element}-rich" for element in elements]
             + [name for name in ("metal-rich", "chalcogen-rich") if _rich_element(name, elements) is not None]
@@ -129,12 +144,6 @@ def _of_condition(host: tables.Host, potentials: Potentials, ranges: _Ranges) ->
             f"{host.name} has {len(elements)} elements, so that {potentials.condition} leaves some of them open; give "
             f"numbers, such as {elements[0]}=-10.9"
         )
-    if not ranges:
-        raise InputError(
-            f"{potentials.condition} needs the energy of pristine {host.name} at the model's level of theory, which is "
-            "not known; add its result, or give numbers"
-        )
-    return {element: high if element == rich else low for element, (low, high) in ranges.items()}
 
 
 def _rich_element(condition: str, elements: list[str]) -> str | None:

@@ -13,7 +13,7 @@ from screening.database.design_query import DesignQuery
 from screening.database.query_sql import Branch
 from screening.defects.defect_types import DefectType
 from screening.errors import InputError
-from screening.pipeline.campaign_choice import find_campaign
+from screening.pipeline.campaign_choice import describe_space, find_campaign
 from screening.pipeline.potentials import ElementPotential, potentials_of, shifts_of
 
 
@@ -22,14 +22,25 @@ class Answer:
     """One of a query's places, with the campaign that answers for it.
 
     Attributes:
+        supercell: its label.
+        campaign: its name, like `model`.
+        properties: what the model predicts.
+        search_space: what the candidates are: `1 to 3 of v_S, Se_S`; `candidates` their number.
         potentials: chemical potentials by element, as far as they are known.
     """
 
     host: str
-    supercell: tables.Supercell
-    space: tables.SearchSpace
-    campaign: tables.Campaign
-    model: tables.TrainedModel
+    supercell: str
+    supercell_id: int
+    campaign: str
+    campaign_id: int
+    model: str
+    model_id: int
+    properties: tuple[str, ...]
+    level_id: int
+    search_space: str
+    search_space_id: int
+    candidates: int
     branch: Branch
     potentials: Mapping[str, ElementPotential]
 
@@ -73,4 +84,8 @@ def _answer(
     branch = load_branch(session, campaign, query, place=place)
     branch = replace(branch, shifts=shifts_of(potentials, space.defect_types))
     host = session.get_one(tables.Host, supercell.host_id).name
-    return Answer(host, supercell, space, campaign, model, branch, potentials)
+    return Answer(
+        host, supercell.label, supercell.id, campaign.name, campaign.id, model.name, model.id,
+        tuple(model.properties), model.level_id,
+        describe_space(space), space.id, space.expected, branch, potentials,
+    )  # fmt: skip

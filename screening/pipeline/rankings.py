@@ -66,10 +66,10 @@ def store_ranking(
     ranking = tables.Ranking(
         name=name,
         design_id=design_id,
-        model_id=first.model.id,
-        level_id=first.model.level_id,
-        search_space_id=first.space.id,
-        campaign_id=first.campaign.id,
+        model_id=first.model_id,
+        level_id=first.level_id,
+        search_space_id=first.search_space_id,
+        campaign_id=first.campaign_id,
         query=query.stored(),
         sql=table.sql,
         temperature=query.temperature,
@@ -89,11 +89,11 @@ def _store_places(session: Session, ranking_id: int, table: RankedTable) -> None
             {
                 "ranking_id": ranking_id,
                 "place": place,
-                "campaign_id": answer.campaign.id,
-                "campaign": answer.campaign.name,
-                "model_id": answer.model.id,
-                "supercell_id": answer.supercell.id,
-                "search_space_id": answer.space.id,
+                "campaign_id": answer.campaign_id,
+                "campaign": answer.campaign,
+                "model_id": answer.model_id,
+                "supercell_id": answer.supercell_id,
+                "search_space_id": answer.search_space_id,
             }
             for place, answer in enumerate(table.answers)
         ],
