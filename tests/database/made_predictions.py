@@ -6,7 +6,7 @@ import itertools
 from collections import Counter
 
 import numpy as np
-from sqlalchemy import insert
+from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session
 
 from screening.database import queries, tables
@@ -34,7 +34,8 @@ def add_predictions(session: Session, name: str, n_rows: int, *, is_indexed: boo
     ids = {n: np.array([arrangements[types] for types in arrangements if len(types) == n]) for n in range(1, 6)}
     done = 0
     while done < n_rows:
-        n_defects = 5 if done % (8 * _BLOCK) else 1 + (done // (8 * _BLOCK)) % 4  # most of them have the most
+        block = done // _BLOCK
+        n_defects = 1 + block // 8 % 4 if block % 8 == 7 else 5  # most of them have the most
         n = min(_BLOCK, n_rows - done)
         chosen = rng.integers(0, len(ids[n_defects]), n)
         energy = energies[n_defects][chosen] + rng.normal(0.0, 0.3, n)
@@ -70,7 +71,7 @@ def _columns(
 
 
 def _add_campaign(session: Session, name: str) -> int:
-    supercell_id = session.query(tables.Supercell.id).limit(1).scalar()
+    supercell_id = session.scalar(select(tables.Supercell.id).limit(1))
     if supercell_id is None:
         host = tables.Host(
             name="MoS2", formula="MoS2", lattice=[1.0] * 9, species=["Mo", "S", "S"], positions=[0.0] * 9,
@@ -90,15 +91,17 @@ def _add_campaign(session: Session, name: str) -> int:
         )  # fmt: skip
         session.flush()
         supercell_id = supercell.id
-    level = tables.LevelOfTheory(name=f"level of {name}", code="none", functional="none", settings={}, digest=name)
+    number = session.scalar(select(func.count()).select_from(tables.SearchSpace)) or 0
+    label = f"{name} {number}"
+    level = tables.LevelOfTheory(name=label, code="none", functional="none", settings={}, digest=label)
     session.add(level)
     session.flush()
     model = tables.TrainedModel(
-        name=f"model of {name}", level_id=level.id, properties=[], settings={}, seed=0, state="finished", weights=b"w"
+        name=label, level_id=level.id, properties=[], settings={}, seed=0, state="finished", weights=b"w"
     )
     space = tables.SearchSpace(
         supercell_id=supercell_id, defect_types=sorted(TYPES), min_defects=1, max_defects=5,
-        min_separation=1.0 + session.query(tables.SearchSpace).count(), expected=1,
+        min_separation=1.0 + number, expected=1,
     )  # fmt: skip
     session.add_all([model, space])
     session.flush()
@@ -113,7 +116,7 @@ def _add_arrangements(session: Session) -> dict[tuple[int, ...], int]:
     """All orders of one to five types; ids of their arrangements."""
     orders = [types for n in range(1, 6) for types in itertools.product(TYPES, repeat=n)]
     labels = {types: _label(Counter(types)) for types in orders}
-    known = dict(session.query(tables.Composition.label, tables.Composition.id).tuples())
+    known = dict(session.execute(select(tables.Composition.label, tables.Composition.id)).all())
     fresh = {
         labels[types]: {
             "label": labels[types], "defect_types": sorted(set(types)),
@@ -124,7 +127,7 @@ def _add_arrangements(session: Session) -> dict[tuple[int, ...], int]:
     }  # fmt: skip
     if fresh:
         session.execute(insert(tables.Composition), list(fresh.values()))
-        known = dict(session.query(tables.Composition.label, tables.Composition.id).tuples())
+        known = dict(session.execute(select(tables.Composition.label, tables.Composition.id)).all())
     return queries.arrangement_ids(session, {types: known[labels[types]] for types in orders})
 
 
