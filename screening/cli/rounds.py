@@ -66,7 +66,7 @@ def round_status(round_name: RoundName, as_json: AsJson = False) -> None:
 
 def round_export(
     round_name: RoundName,
-    folder: Annotated[Path, typer.Argument(help="Where to write; new, empty, or the round's own folder.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write: new, empty, or its own.")],
     settings: Annotated[
         Path | None,
         typer.Option(
@@ -125,7 +125,7 @@ def round_submitted(
 
 
 def round_import(
-    folder: Annotated[Path, typer.Argument(help="Folder that `screening round export` wrote.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder that `screening round export` wrote.")],
     mu: Annotated[
         list[str] | None, typer.Option("--mu", help="Chemical potential in eV per atom: Mg=-1.5; may be repeated.")
     ] = None,

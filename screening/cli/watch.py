@@ -24,7 +24,8 @@ def add_commands(results: typer.Typer) -> None:
 
 def results_watch(
     folder: Annotated[
-        Path | None, typer.Argument(help="Folder in which results appear, at any depth; without one, list them.")
+        Path | None,
+        typer.Argument(metavar="[FOLDER]", help="Folder in which results appear; without one, list them."),
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="Look once and stop, for cron.")] = False,
     interval: Annotated[float, typer.Option("--interval", help="Seconds from a look to the next.")] = 30.0,
