@@ -43,8 +43,8 @@ def reason_of(row: Mapping[str, Any], query: DesignQuery, branch: Branch) -> str
     elif query.sort not in (PROBABILITY, CONCENTRATION) and query.sort not in of_windows:
         parts.append(f"{query.direction} {query.sort}: {_value(row, query.sort)}")
     if query.temperature is not None:
-        unit = "" if branch.area is None else " per cm^2 or cm^3"
-        parts.append(f"about {row['concentration']:.2g}{unit} at {query.temperature:g} K")
+        beyond = ", more than a dilute estimate holds for" if row["formation_energy_mean"] < 0.0 else ""
+        parts.append(f"about {row['concentration']:.2g} per cm^2 or cm^3 at {query.temperature:g} K{beyond}")
     if branch.shifts:
         parts.append(f"potentials {query.potentials}")
     if row.get("calculated"):

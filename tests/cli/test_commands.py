@@ -130,7 +130,7 @@ def test_a_sample_is_printed_with_its_seed_and_the_exact_number_of_the_space(tmp
         (("enumerate", *MOS2, "--max-defects", "1", "--sample", "5", "--no-store"), "search space has 4"),
         (("count", *MOS2, "--composition", "C_S:2"), "names C_S, which is not among"),
         (("up", "--workers", "many"), "write cpu=1,gpu=1"),
-        (("design", "--host", "MoS2", "--gap", "1.2:1.0"), "low below high"),
+        (("design", "--host", "MoS2", "--gap", "1.2:1.0"), "low must be below high"),
         (("status",), "run `screening up`"),
         (("host", "add", "nowhere.cif", "--supercell", "4x4"), "no host 'nowhere.cif'"),
         (("predict", "x.cif", "-o", "x.csv"), "no services are known"),
