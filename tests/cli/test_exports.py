@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -9,10 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Engine
 
 from screening.cli.exports import kind_of
+from screening.database.session import session_scope
 from screening.errors import InputError
 from screening.settings import Settings
+from tests.pipeline.made_gaps import fill
 
 
 @pytest.mark.parametrize(
@@ -57,6 +61,28 @@ def test_a_select_is_written_and_the_report_says_what(clean_services: Settings, 
     assert shown.stdout.startswith("3 rows in ")
     told = json.loads(export(clean_services, str(path), "--sql", statement, "--json").stdout)
     assert (told["rows"], told["format"], told["about"]) == (3, "csv", {"sql": statement})
+
+
+def test_a_design_query_and_a_ranking_are_written_by_the_options_of_design(
+    clean_services: Settings, clean_engine: Engine, tmp_path: Path
+) -> None:
+    with session_scope(clean_engine) as session:
+        fill(session)
+    table, structures = tmp_path / "a.csv", tmp_path / "structures"
+    shown = export(clean_services, str(table), "--host", "MoS2", "--gap", "0.95:1.15", "--confidence", "0.2")
+    assert shown.returncode == 0, shown.stderr
+    with table.open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) > 5
+    assert {row["homo_lumo_gap_min"] for row in rows} == {"0.9", "1", "1.1", "1.2"}  # those of 1.3 are too unlikely
+    assert [int(row["rank"]) for row in rows] == list(range(1, len(rows) + 1))
+    limited = export(clean_services, str(structures), "--campaign", "gaps", "--limit", "3")
+    assert "3 structures in" in limited.stdout
+    assert "the limit of 3 rows was reached" in limited.stdout
+    assert len(list(structures.glob("*/POSCAR"))) == 3
+    told = json.loads(export(clean_services, str(tmp_path / "a.json"), "--ranking", "1", "--json").stdout)
+    assert (told["rows"], told["format"]) == (20, "json")
+    assert len(json.loads((tmp_path / "a.json").read_text())) == 20
 
 
 def test_options_of_different_rows_are_refused(clean_services: Settings, tmp_path: Path) -> None:
