@@ -75,7 +75,8 @@ def _store(session: Session, stored: StoredSupercell, space: SearchSpace, campai
         for name in list(tables.PROPERTY_COMMENTS)[:n_properties]:
             columns[f"{name}_mean"] = generator.normal(size=n).astype(np.float32)
             columns[f"{name}_std"] = generator.random(n).astype(np.float32)
-        copy_rows(session, partition_name(campaign_id), columns | {"sites": block.sites[:n]})
+        distances = {name: np.full(n, 4.0, np.float32) for name in ("closest", "farthest")}
+        copy_rows(session, partition_name(campaign_id), columns | {"sites": block.sites[:n], **distances})
         n_rows += n
         if n_rows == N_ROWS:
             break

@@ -15,11 +15,25 @@ def test_the_file_of_the_page_is_what_its_options_say(tmp_path: Path) -> None:
     (content,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
     path = tmp_path / "query.toml"
     path.write_text(content)
-    assert read_query(path) == build_query(
-        host="MoS2", supercell="8x8", types="v_S,Se_S,W_Mo", require="v_S", forbid="v_Mo", count=["v_S:1-2", "W_Mo:0-1"],
-        min_defects=2, max_defects=4, density=":2e14cm-2", min_separation=3.0, gap="1.0:1.2", window=["total_mag=0.5:"],
-        level="2DMD PBE", mu="metal-rich", confidence=0.6, limit=50,
-    )  # fmt: skip
+    options = {
+        "host": "MoS2",
+        "supercell": "8x8",
+        "types": "v_S,Se_S,W_Mo",
+        "require": "v_S",
+        "forbid": "v_Mo",
+        "count": ["v_S:1-2", "W_Mo:0-1"],
+        "min_defects": 2,
+        "max_defects": 4,
+        "density": ":2e14cm-2",
+        "min_separation": 3.0,
+        "gap": "1.0:1.2",
+        "window": ["total_mag=0.5:"],
+        "level": "2DMD PBE",
+        "mu": "metal-rich",
+        "confidence": 0.6,
+        "limit": 50,
+    }
+    assert read_query(path) == build_query(**options)
 
 
 def test_every_field_is_in_the_table_of_the_page() -> None:

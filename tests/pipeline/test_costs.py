@@ -44,7 +44,8 @@ def test_the_disk_that_a_campaign_takes_is_estimated_within_a_fifth(session: Ses
     for name in list(tables.PROPERTY_COMMENTS)[:n_properties]:
         columns[f"{name}_mean"] = generator.normal(size=n).astype(np.float32)
         columns[f"{name}_std"] = generator.random(n).astype(np.float32)
-    copy_rows(session, partition_name(campaign.id), columns | {"sites": block.sites})
+    distances = {name: np.full(n, 4.0, np.float32) for name in ("closest", "farthest")}
+    copy_rows(session, partition_name(campaign.id), columns | {"sites": block.sites, **distances})
     index_partition(session, campaign.id)
     taken = partition_bytes(session, campaign.id)
     assert costs.disk_bytes(n, n_properties=n_properties) == pytest.approx(taken, rel=1 / 5)
