@@ -281,23 +281,27 @@ def _plot(found: LoopReport, path: Path) -> None:
     if found.known_best is not None:
         left.axhline(found.known_best, color="black", linewidth=0.8, linestyle=":", label="best of all labels")
     comment = tables.PROPERTY_COMMENTS[found.property]
-    left.set_ylabel(f"best calculated {comment}")
+    left.set_title("best value that was calculated")
+    left.set_ylabel(comment)
     left.legend(frameon=False, fontsize=9)
     errors = [nan if point.mae is None else 1e3 * point.mae for point in found.points]
     middle.plot(made, errors, marker="o", color="#1d4ed8", label=f"{found.n_test} rows that were never learnt")
     proposed = [nan if point.proposed_mae is None else 1e3 * point.proposed_mae for point in found.points]
     if not all(value != value for value in proposed):
         middle.plot(made, proposed, marker="s", color="#9aa5b1", linestyle="none", label="the round, when proposed")
-    middle.set_ylabel(f"mean absolute error of the {comment.replace(', eV', '')}, {_thousandths(comment)}")
+    middle.set_title("error of the predictions")
+    middle.set_ylabel(f"mean absolute error, {_thousandths(comment)}")
     middle.set_ylim(bottom=0)
     middle.legend(frameon=False, fontsize=9)
     changed = [nan if point.n_changed is None else point.n_changed for point in found.points]
-    right.bar(range(len(changed)), changed, color="#0f766e")
+    bars = right.bar(range(len(changed)), changed, color="#0f766e")
+    right.bar_label(bars, ["" if value != value else f"{value:.0f}" for value in changed])
     right.set_xticks(range(len(made)), [str(n) for n in made])
-    right.set_ylabel("best candidates that the ranking before did not have")
+    right.set_title("new among the best candidates")
+    right.set_ylabel("number")
     for axes in (left, middle, right):
         axes.set_xlabel("results known")
-    figure.suptitle(f"loop {found.loop}, {found.state}: {found.ended}"[:160])
+    figure.suptitle(f"loop {found.loop}, {found.state}{': ' if found.ended else ''}{found.ended}"[:160])
     figure.savefig(path, dpi=140)
 
 
