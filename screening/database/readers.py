@@ -88,7 +88,8 @@ def add_reader(session: Session, name: str) -> str:
             sql.SQL("ALTER ROLE {} SET default_transaction_read_only = on").format(role).as_string(connection)
         )
     except ProgrammingError as error:
-        raise ServiceError(f"no reader can be made on this server: {error.orig}; ask its administrator") from error
+        reason = " ".join(str(error.orig).split())
+        raise ServiceError(f"no reader can be made on this server ({reason}); ask its administrator") from error
     return password
 
 
