@@ -19,6 +19,7 @@ from typing import Any
 
 from sqlalchemy import (
     ARRAY,
+    CTE,
     ColumnElement,
     Double,
     Float,
@@ -58,6 +59,8 @@ from screening.errors import InputError
 BOLTZMANN = 8.617333262e-5  # eV/K
 CLOSE_ENOUGH = 1e-3  # angstrom, by which a stored distance may be short of the one asked for
 MOST_WALKED = 100_000  # rows; so many are found sooner by reading all
+_PARTS = 32  # of the limit that is read of each arrangement at first
+_ROUNDING = 1e-9  # eV, by which a sum in another order may differ
 _ENERGY, _PER_SITE = "formation_energy", "formation_energy_per_site"
 
 
@@ -285,11 +288,14 @@ def _of_all(query: DesignQuery, branch: Branch, after: Cursor | None, which: int
 
 
 def _by_arrangement(query: DesignQuery, branch: Branch, after: Cursor | None, which: int) -> Select[Any]:
-    """From each arrangement that is wanted, as many as are wanted in all: its order is that of an index."""
+    """From each arrangement that is wanted, as many as are wanted in all: its order is that of an index.
+
+    The first few of each arrangement give a key that the last of the best cannot exceed, so that few more are read.
+    """
     shift = _shift(branch)
     wanted = (
         select(
-            Arrangement.id, Arrangement.defect_types, Composition.label,
+            Arrangement.id, Arrangement.defect_types, Composition.label, Composition.n_defects,
             (literal(0.0, Double) if shift is None else shift).label("shift"),
         )
         .join(Composition, Composition.id == Arrangement.composition_id)
@@ -297,20 +303,15 @@ def _by_arrangement(query: DesignQuery, branch: Branch, after: Cursor | None, wh
         .cte(f"wanted_{branch.place}_{which}")
         .prefix_with("MATERIALIZED")
     )  # fmt: skip
-    table = Candidate.__table__
     moved = wanted.c.shift if branch.shifts else None
-    terms = _Terms(query, branch, table.c, moved)
-    way = _way(terms, which)
-    of_each = (
-        select(table)
-        .where(*terms.conditions(), way.where, table.c.arrangement_id == wanted.c.id)
-        .order_by(way.order if way.rises else way.order.desc(), table.c.id)
-        .limit(query.limit)
-        .correlate(wanted)
-    )
-    if after is not None:
-        of_each = of_each.where(_is_after(terms, way, after))
-    row = of_each.lateral("candidate")
+    few = math.ceil(query.limit / _PARTS)
+    first = _of_each(query, branch, after, which, wanted).limit(few).lateral("first")
+    keys = _Terms(query, branch, first.c, moved).key().label("key")
+    of_first = select(keys).select_from(wanted.join(first, true())).subquery("of_first")
+    last_key = select(of_first.c.key).order_by(of_first.c.key).offset(query.limit - 1).limit(1).scalar_subquery()
+    bound = func.coalesce(last_key, cast(literal("Infinity"), Double), type_=Float)
+    of_each = _of_each(query, branch, after, which, wanted)
+    row = of_each.where(_is_within(query, branch, which, wanted, bound)).limit(query.limit).lateral("candidate")
     found = _Terms(query, branch, row.c, moved)
     return (
         select(*_columns(found, wanted.c.label, wanted.c.defect_types))
@@ -318,6 +319,34 @@ def _by_arrangement(query: DesignQuery, branch: Branch, after: Cursor | None, wh
         .order_by(found.key(), row.c.id)
         .limit(query.limit)
     )
+
+
+def _of_each(query: DesignQuery, branch: Branch, after: Cursor | None, which: int, wanted: CTE) -> Select[Any]:
+    """The candidates of an arrangement in their order."""
+    table = Candidate.__table__
+    terms = _Terms(query, branch, table.c, wanted.c.shift if branch.shifts else None)
+    way = _way(terms, which)
+    statement = (
+        select(table)
+        .where(*terms.conditions(), way.where, table.c.arrangement_id == wanted.c.id)
+        .order_by(way.order if way.rises else way.order.desc(), table.c.id)
+        .correlate(wanted)
+    )
+    return statement if after is None else statement.where(_is_after(terms, way, after))
+
+
+def _is_within(
+    query: DesignQuery, branch: Branch, which: int, wanted: CTE, bound: ColumnElement[float]
+) -> ColumnElement[bool]:
+    """An index condition: the key of a candidate is not above a bound."""
+    stored: ColumnElement[Any] = Candidate.__table__.c[f"{query.sort}_mean"]
+    shift = wanted.c.shift / cast(wanted.c.n_defects, Float) if branch.shifts else literal(0.0, Double)
+    if query.target is not None:
+        begin = _number(query.target) - shift
+        return stored <= begin + bound + _ROUNDING if which == 0 else stored >= begin - bound - _ROUNDING
+    if query.direction == "lowest":
+        return stored <= bound - shift + _ROUNDING
+    return stored >= -bound - shift - _ROUNDING
 
 
 def _front(query: DesignQuery, branches: Sequence[Branch]) -> Select[Any]:
