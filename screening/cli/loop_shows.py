@@ -43,7 +43,7 @@ def demo_xtb(
     batch: Batch = 10,
     max_calculations: MaxCalculations = 150,
     patience: Patience = 2,
-    top: Top = 10,
+    top: Top = 5,
     gap: Annotated[str, typer.Option("--gap", help="Window on the gap that is looked for, eV.")] = "0.5:",
     epochs: Epochs = 150,
     seed: Seed = 0,
