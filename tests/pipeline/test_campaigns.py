@@ -77,9 +77,7 @@ def test_a_campaign_that_keeps_all_is_planned_once(session: Session, model: tabl
         plan(session, space_id, CampaignRequest(model.id, name="other"))
 
 
-@pytest.mark.parametrize(
-    "query", [BEST.model_copy(update={"host": "WSe2"}), BEST.model_copy(update={"supercell": "9x9"})]
-)
+@pytest.mark.parametrize("query", [BEST.at("WSe2"), BEST.at("MoS2", "9x9")])
 def test_a_query_about_something_else_is_refused(
     session: Session, model: tables.TrainedModel, space_id: int, query: DesignQuery
 ) -> None:
