@@ -238,10 +238,10 @@ def test_the_best_are_those_that_a_ranking_of_all_begins_with(screening: Any, cl
     assert (best["campaign"], best["search_space"]["candidates"], len(best["rows"])) == ("best", 1003, 12)
     assert len(every["rows"]) > 12
     rows, first = (
-            [{name: value for name, value in row.items() if name != "campaign_id"} for row in found]
-            for found in (best["rows"], every["rows"][:12])
-        )
-        assert rows == first
+        [{name: value for name, value in row.items() if name != "campaign_id"} for row in found]
+        for found in (best["rows"], every["rows"][:12])
+    )
+    assert rows == first
     kept = screening("campaign", "status", "best", "--json").found
     assert (kept["stored_rows"], kept["candidates_matching"]) == (12, len(every["rows"]))
     assert len(screening("design", "--campaign", "best", "--limit", "3", "--json").found["rows"]) == 3
