@@ -92,7 +92,7 @@ def downgrade() -> None:
         op.drop_table(table)
     for column in ("composition_id", "place", "key", "concentration", "is_calculated", "reason"):
         op.drop_column("ranking_rows", column)
-    for column in ("name", "level_id", "n_matching", "temperature"):
+    for column in ("name", "level_id", "temperature"):
         op.drop_column("rankings", column)
     for column in ("closest", "farthest"):
         op.drop_column("candidates", column)
@@ -177,15 +177,6 @@ def _create_distributions() -> None:
 def _widen_rankings() -> None:
     op.add_column("rankings", sa.Column("name", sa.Text(), nullable=True, comment="if it was given one"))
     op.add_column("rankings", sa.Column("level_id", sa.Integer(), nullable=True, comment="of all its predictions"))
-    op.add_column(
-        "rankings",
-        sa.Column(
-            "n_matching",
-            sa.BigInteger(),
-            nullable=True,
-            comment="candidates that satisfy the query; null where they were not counted",
-        ),
-    )
     op.add_column("rankings", sa.Column("temperature", sa.Double(), nullable=True, comment="of the concentrations, K"))
     op.alter_column(
         "rankings", "model_id", existing_type=sa.INTEGER(), comment="of its first place", existing_nullable=False

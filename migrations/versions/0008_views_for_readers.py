@@ -215,7 +215,7 @@ FROM levels_of_theory LEFT JOIN chemical_potentials ON level_id = levels_of_theo
 SELECT rankings.id AS ranking_id, coalesce(rankings.name, 'ranking ' || rankings.id) AS ranking,
     designs.name AS design, trained_models.name AS model, levels_of_theory.name AS level_of_theory,
     (SELECT array_agg(campaign ORDER BY place) FROM ranking_campaigns WHERE ranking_id = rankings.id) AS campaigns,
-    (SELECT count(*) FROM ranking_rows WHERE ranking_id = rankings.id) AS n_rows, n_matching, temperature,
+    (SELECT count(*) FROM ranking_rows WHERE ranking_id = rankings.id) AS n_rows, temperature,
     (SELECT jsonb_object_agg(element, energy) FROM ranking_references
         WHERE ranking_id = rankings.id AND place = 0) AS chemical_potentials,
     rankings.query, rankings.sql, rankings.created_at,
@@ -354,7 +354,6 @@ COLUMNS = {
     "ranking": "name of the ranking, or `ranking 3`",
     "design": "name of the open design",
     "campaigns": "names of the campaigns that were ranked",
-    "n_matching": "candidates that satisfied the query; null where they were not counted",
     "temperature": "of the concentrations, K",
     "query": "the design query",
     "sql": "the SELECT that it was compiled to",

@@ -39,9 +39,6 @@ class Ranking(Table):
         comment="of its first place; null once the campaign is deleted",
     )
     level_id: Mapped[int] = mapped_column(ForeignKey("levels_of_theory.id"), comment="of all its predictions")
-    n_matching: Mapped[int | None] = mapped_column(
-        BigInteger, comment="candidates that satisfy the query; null where they were not counted"
-    )
     temperature: Mapped[float | None] = mapped_column(comment="of the concentrations, K")
     query: Mapped[dict[str, Any]] = mapped_column(comment="the design query, as it was given")
     sql: Mapped[str] = mapped_column(comment="the SELECT it was compiled to")
