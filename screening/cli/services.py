@@ -100,7 +100,7 @@ def _show_status(project: Project, *, as_json: bool) -> bool:
 
     processes = services.status(project.settings)
     work: list[dict[str, Any]] | None = None
-    loops: list[dict[str, Any]] = []
+    loops: list[dict[str, Any]] | None = None
     try:
         work = _work(project)
         loops = _loops(project)
