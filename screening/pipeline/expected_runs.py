@@ -61,15 +61,24 @@ def level_of_run(session: Session, expected: ExpectedRun, level: LevelOfTheory |
         level: as the file says; None where it does not.
 
     Raises:
-        LevelOfTheoryError: the run has other settings.
+        LevelOfTheoryError: the run has another code, functional or other settings, or nothing says what they should be.
     """
     if level is None:
         return expected.level_id
     row = session.get_one(tables.LevelOfTheory, expected.level_id)
-    if _POTENTIALS in row.settings:
-        wrong = differences(level, LevelOfTheory(row.name, row.code, row.functional, row.settings))
+    stored = LevelOfTheory(row.name, row.code, row.functional, row.settings)
+    if level.code != row.code:
+        wrong = [f"code {level.code} against {row.code}"]
+    elif _POTENTIALS in row.settings:
+        wrong = differences(level, stored)
     else:
-        wrong = _differences_from_inputs(level.settings, expected.settings)
+        wrong = _differences_from_inputs(level, stored, expected.settings)
+    if not (wrong or expected.settings or _POTENTIALS in row.settings):
+        raise LevelOfTheoryError(
+            f"it was run at {level.name!r}; neither the round's level {row.name!r} nor the manifest has settings to "
+            "compare it with: export the round again with --settings and without --structures-only, or take the file "
+            "in as another level with `screening results add`"
+        )
     if wrong:
         raise LevelOfTheoryError(
             f"it was not run at the round's level {row.name!r}: {'; '.join(wrong)}; run it with the inputs that were "
@@ -84,9 +93,12 @@ def in_words(configuration: Configuration) -> str:
     return " ".join(f"{DefectType.from_code(code).name}@{site}" for site, code in pairs) or "the pristine supercell"
 
 
-def _differences_from_inputs(run: Mapping[str, Any], inputs: Mapping[str, Any]) -> list[str]:
-    """What a run does otherwise than the settings that its inputs were written from."""
+def _differences_from_inputs(level: LevelOfTheory, wanted: LevelOfTheory, inputs: Mapping[str, Any]) -> list[str]:
+    """What a run does otherwise than its level's functional and the settings that its inputs were written from."""
     wrong = []
+    run: Mapping[str, Any] = level.settings
+    if _functional(level, inputs) != _functional(wanted, inputs):
+        wrong.append(f"functional {level.functional} against {wanted.functional}")
     for key in sorted(inputs.keys() & run.keys()):
         if isinstance(inputs[key], Mapping):
             for element in sorted(inputs[key].keys() & run[key].keys()):
@@ -96,6 +108,14 @@ def _differences_from_inputs(run: Mapping[str, Any], inputs: Mapping[str, Any]) 
         elif _short(run[key]) != _short(inputs[key]):
             wrong.append(f"{key} {run[key]} against {inputs[key]}")
     return wrong
+
+
+def _functional(level: LevelOfTheory, inputs: Mapping[str, Any]) -> str:
+    """A functional without the Hubbard U and dispersion that inputs say themselves, where they are compared."""
+    base, plus, dispersion = level.functional.partition("+vdW-")
+    if "hubbard_u" in inputs:
+        base = base.removesuffix("+U")
+    return base if "dispersion" in inputs else base + plus + dispersion
 
 
 def _short(value: Any) -> Any:

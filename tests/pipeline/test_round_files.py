@@ -244,6 +244,38 @@ def test_a_level_without_settings_asks_for_them_and_its_runs_are_compared_with_t
         assert session.get_one(tables.Calculation, ids["v_N"]).state == "finished"
 
 
+@pytest.mark.parametrize(
+    ("level", "only_structures", "reason"),
+    [
+        (xtb.level_of_theory(), True, "'GFN1-xTB .*': code VASP against tblite"),
+        (LevelOfTheory("a data set", "VASP", "PBE", {"reference": "doi"}), False, "functional PBEsol against PBE;"),
+        (
+            LevelOfTheory("a data set", "VASP", "PBEsol", {"reference": "doi"}), True,
+            "'VASP PBEsol 420 eV'; neither the round's level 'a data set' nor the manifest has settings",
+        ),
+    ],
+)  # fmt: skip
+def test_a_run_of_another_code_or_functional_or_of_unknown_settings_is_refused(
+    clean_engine: Engine, shared_data: Path, tmp_path: Path, level: LevelOfTheory, only_structures: bool, reason: str
+) -> None:
+    given = read_vasprun(run_of(shared_data, "GaN_v_N/defect")).level
+    assert given is not None
+    with session_scope(clean_engine) as session:
+        ids = gan_round(session, shared_data, "v_N")
+        other = add_level(session, level)
+        session.get_one(tables.Round, 1).level_id = other
+        session.get_one(tables.Calculation, ids["v_N"]).level_id = other
+    keys = ("cutoff", "spin_polarised", "k_points", "aspherical")
+    settings = {key: given.settings[key] for key in keys} | {"pseudopotentials": {"Ga": "Ga_d", "N": "N"}}
+    options = {"only_structures": True} if only_structures else {"settings": settings}
+    export(clean_engine, tmp_path / "out", **options)
+    shutil.copy(run_of(shared_data, "GaN_v_N/defect"), tmp_path / "out" / f"calculation-{ids['v_N']}")
+    report = import_round(clean_engine, tmp_path / "out")
+    assert (report.intake.new, report.intake.refused) == (0, 1)
+    assert re.search(reason, report.intake.refusals[0][1])
+    assert states(clean_engine)[ids["v_N"]][0] == "exported"
+
+
 def test_structures_alone_go_with_any_level(clean_engine: Engine, shared_data: Path, tmp_path: Path) -> None:
     with session_scope(clean_engine) as session:
         ids = gan_round(session, shared_data, "v_N")
