@@ -105,14 +105,26 @@ def why_due(session: Session, line: tables.ModelLine) -> str | None:
 
 
 def _rests_on_withdrawn(session: Session, line: tables.ModelLine) -> str | None:
-    """That the version in production rests on a withdrawn result, if no version was trained since it was withdrawn."""
+    """That the version in production rests on a withdrawn result, if no version was trained since it was withdrawn.
+
+    A training that failed is no version; it is tried again once another result of the level has come since, which may
+    be what it lacked: a pristine result that was withdrawn leaves nothing to train on until it is calculated again.
+    """
     champion = in_production(session, line.id)
     result, version = tables.CalculationResult, tables.TrainedModel
     latest = session.scalar(select(func.max(result.retracted_at)))
     if champion is None or latest is None:
         return None
-    newest = session.scalar(select(func.max(version.created_at)).where(version.line_id == line.id))
-    if newest is not None and newest > latest:
+    has_come = (
+        exists()
+        .where(result.taken_in_at > version.created_at, result.retracted_at.is_(None))
+        .where(tables.Calculation.id == result.calculation_id, tables.Calculation.level_id == line.level_id)
+        .correlate(version)
+    )
+    tried = select(version.id).where(
+        version.line_id == line.id, version.created_at > latest, or_(version.state == "finished", ~has_come)
+    )
+    if session.scalar(tried.limit(1)) is not None:
         return None
     ids = retracted_below(session, champion.id)
     return f"{champion.name} rests on retracted results: {', '.join(map(str, ids))}" if ids else None

@@ -6,12 +6,16 @@ other stages ask of these results.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 from sqlalchemy import exists, func, select
 from sqlalchemy.orm import Session
 
-from screening.database import models, tables
-from screening.dft.results import PROPERTIES
+from screening.database import models, queries, tables
+from screening.defects.defect_types import Configuration
+from screening.dft.results import PROPERTIES, CalculationResult
 from screening.pipeline.pretrained import has_card, unpack_model
+from screening.pipeline.references import derived_energies, elements_of, withdrawn_pristine
 
 
 def weights_of_files(session: Session, model_id: int) -> list[bytes]:
@@ -35,7 +39,10 @@ def types_of_files(session: Session, model_id: int, host_name: str) -> set[int]:
 
 
 def label_ranges(session: Session, model_id: int) -> dict[str, tuple[float, float]]:
-    """Smallest and largest label of each property that a model, or one that it goes back to, has learnt from."""
+    """Smallest and largest label of each property that a model, or one that it goes back to, has learnt from.
+
+    Formation energies that are empty because their pristine result was withdrawn count as they were learnt.
+    """
     of_it = models.lineage(model_id)
     result = tables.CalculationResult
     ends = [f(getattr(result, name)) for name in PROPERTIES for f in (func.min, func.max)]
@@ -45,11 +52,44 @@ def label_ranges(session: Session, model_id: int) -> dict[str, tuple[float, floa
         .join(of_it, of_it.c.id == tables.ModelTrainingResult.model_id)
     ).one()
     ranges = {name: (found[2 * n], found[2 * n + 1]) for n, name in enumerate(PROPERTIES) if found[2 * n] is not None}
-    for weights in weights_of_files(session, model_id):
-        for name, (low, high) in unpack_model(weights, "the weights").card.label_ranges.items():
+    further: list[Mapping[str, tuple[float, float]]] = [
+        {name: (value, value) for name, value in labels.items()} for labels in _emptied(session, model_id)
+    ]
+    further += [unpack_model(w, "the weights").card.label_ranges for w in weights_of_files(session, model_id)]
+    for one in further:
+        for name, (low, high) in one.items():
             known = ranges.get(name, (low, high))
             ranges[name] = min(low, known[0]), max(high, known[1])
     return ranges
+
+
+def _emptied(session: Session, model_id: int) -> Iterator[dict[str, float]]:
+    """Formation energies that a model has learnt and that were emptied when their pristine result was withdrawn, eV."""
+    of_it = models.lineage(model_id)
+    result, calculation, row = tables.CalculationResult, tables.Calculation, tables.Configuration
+    learnt = (
+        select(result.energy, row.sites, row.defect_types, row.supercell_id, calculation.level_id)
+        .join(calculation, calculation.id == result.calculation_id)
+        .join(row, row.id == calculation.configuration_id)
+        .join(tables.ModelTrainingResult, tables.ModelTrainingResult.result_id == result.id)
+        .join(of_it, of_it.c.id == tables.ModelTrainingResult.model_id)
+        .where(row.n_defects > 0, result.formation_energy.is_(None))
+        .distinct()
+    )
+    pristine: dict[tuple[int, int], float | None] = {}
+    potentials: dict[int, dict[str, float]] = {}
+    for energy, sites, types, supercell_id, level_id in session.execute(learnt):
+        place = (supercell_id, level_id)
+        if place not in pristine:
+            pristine[place] = next((row.energy for row in withdrawn_pristine(session, *place)), None)
+            potentials[level_id] = dict(queries.chemical_potentials(session, level_id))
+        configuration = Configuration(tuple(sites), tuple(types))
+        if pristine[place] is not None and elements_of(configuration) <= potentials[level_id].keys():
+            yield derived_energies(
+                CalculationResult(configuration, energy, {}),
+                pristine_energy=pristine[place],
+                chemical_potentials=potentials[level_id],
+            )
 
 
 def seen_supercells(session: Session, model_id: int) -> dict[str, tuple[str, ...]]:

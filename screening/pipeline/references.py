@@ -5,7 +5,7 @@ A result may arrive before its references; its formation energy is then empty, a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
@@ -14,6 +14,7 @@ from screening.database import queries, tables
 from screening.database.models import stands
 from screening.defects.defect_types import Configuration, DefectType
 from screening.dft import xtb
+from screening.dft.dataset_2dmd import AGREEMENT
 from screening.dft.results import CalculationResult, LevelOfTheory, formation_energy
 from screening.dft.vasp import agree, differences, merge
 from screening.errors import InputError, LevelOfTheoryError
@@ -172,3 +173,32 @@ def fill_formation_energies(session: Session, supercell_id: int, level_id: int) 
             session.execute(update(row).where(row.id == identifier).values(**values))
             filled += 1
     return filled
+
+
+def withdrawn_pristine(session: Session, supercell_id: int, level_id: int) -> Sequence[tables.CalculationResult]:
+    """The withdrawn results of a pristine supercell at a level of theory, the one that was withdrawn last first."""
+    row = tables.CalculationResult
+    return session.scalars(
+        select(row)
+        .join(tables.Calculation, tables.Calculation.id == row.calculation_id)
+        .join(tables.Configuration, tables.Configuration.id == tables.Calculation.configuration_id)
+        .where(tables.Configuration.supercell_id == supercell_id, tables.Configuration.n_defects == 0)
+        .where(tables.Calculation.level_id == level_id, ~stands())
+        .order_by(row.retracted_at.desc(), row.id.desc())
+    ).all()
+
+
+def refuse_withdrawn_pristine(session: Session, supercell_id: int, level_id: int, energy: float) -> None:
+    """Make sure that the energy of a pristine supercell, eV, is not that of a result which was withdrawn.
+
+    Raises:
+        InputError: it is.
+    """
+    for row in withdrawn_pristine(session, supercell_id, level_id):
+        if abs(row.energy - energy) <= AGREEMENT:
+            assert row.retracted_at is not None
+            raise InputError(
+                f"the pristine supercell has {energy:.6f} eV, and this result was withdrawn on "
+                f"{row.retracted_at.astimezone():%Y-%m-%d}: {row.retraction}; calculate it again and add the new file "
+                "with `screening results add`, or import a data set that is mended"
+            )

@@ -23,7 +23,7 @@ from screening.defects.enumeration import canonical_form
 from screening.dft.results import PROPERTIES, CalculationResult
 from screening.errors import InputError
 from screening.pipeline.hosts import StoredSupercell, add_configurations
-from screening.pipeline.references import derived_energies
+from screening.pipeline.references import derived_energies, fill_formation_energies
 
 _SAME_ENERGY = 1e-3  # eV; a repeated calculation that differs by more is worth a note
 _IS_OPEN = and_(tables.Calculation.state != "finished", tables.Calculation.state != "running")
@@ -112,7 +112,8 @@ def store_results(
 ) -> Ledger:
     """Take results of a supercell at a level of theory in; what became of each. Their names are distinct.
 
-    Formation energies are derived where the references are there; `incomplete` says where they are not.
+    Formation energies are derived where the references are there; `incomplete` says where they are not. A pristine
+    result completes those that were left empty for want of it.
     """
     assert len({row.name for row in rows}) == len(rows)
     ledger = Ledger()
@@ -140,6 +141,8 @@ def store_results(
         ledger.new.append(row.name)
     if values:
         session.execute(insert(tables.CalculationResult), values)
+    if pristine is not None:
+        fill_formation_energies(session, stored.id, level_id)
     return ledger
 
 
@@ -167,6 +170,8 @@ def store_result(
     )
     values = _values(row, Origin(dataset, source_file_id), calculation_id, energies)
     added = session.execute(insert(tables.CalculationResult).values(values).returning(tables.CalculationResult.id))
+    if result.configuration.n_defects == 0:
+        fill_formation_energies(session, stored.id, calculation.level_id)
     return added.scalar_one()
 
 

@@ -15,8 +15,9 @@ from screening.dft import xtb
 from screening.dft.results import CalculationResult, LevelOfTheory
 from screening.pipeline.hosts import StoredSupercell, add_supercell
 from screening.pipeline.references import add_level, fill_formation_energies
-from screening.pipeline.result_rows import Ledger, NewResult, Origin, free_name, store_results
+from screening.pipeline.result_rows import Ledger, NewResult, Origin, free_name, store_result, store_results
 from screening.pipeline.results import add_references
+from screening.pipeline.retraction import retract
 
 LEVEL = LevelOfTheory("some PBE", "some code", "PBE", {"cutoff": 500})
 PRISTINE = Configuration((), ())
@@ -132,3 +133,27 @@ def test_references_that_were_withdrawn_are_calculated_again(session: Session) -
     assert queries.pristine_energy(session, stored.id, add_level(session, level)) == pytest.approx(energy, abs=1e-5)
     names = session.scalars(select(tables.CalculationResult.row_name).order_by(tables.CalculationResult.id)).all()
     assert names == ["MoS2 2x2 pristine", "MoS2 2x2 pristine (2)"]
+
+
+def result_named(session: Session, name: str) -> tables.CalculationResult:
+    session.expire_all()
+    return session.scalars(select(tables.CalculationResult).where(tables.CalculationResult.row_name == name)).one()
+
+
+def test_another_pristine_result_fills_what_the_withdrawn_one_left_empty(session: Session) -> None:
+    stored, level_id = prepared(session)
+    retract(session, result_named(session, "pristine").id, "wrong cell")
+    assert result_named(session, "vacancy").formation_energy is None
+    ledger = add(session, stored, level_id, Origin("another test"), again=("", -101.0))
+    assert ledger.new == ["again"]
+    assert result_named(session, "vacancy").formation_energy == pytest.approx(4.0)
+    assert result_named(session, "vacancy").formation_energy_per_site == pytest.approx(4.0)
+
+
+def test_a_pristine_calculation_that_is_made_again_fills_them_too(session: Session) -> None:
+    stored, _ = prepared(session)
+    pristine = result_named(session, "pristine")
+    retract(session, pristine.id, "wrong cell")
+    result = CalculationResult(PRISTINE, -101.0, {})
+    store_result(session, stored, pristine.calculation_id, result, dataset="calculations", row_name="pristine again")
+    assert result_named(session, "vacancy").formation_energy == pytest.approx(4.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, func, select
 
 from screening.database import tables
 from screening.database.policies import why_due
@@ -74,4 +74,12 @@ def test_a_policy_retrains_a_version_that_rests_on_a_withdrawn_result_once(train
     with session_scope(trained) as session:
         waiting = session.get_one(tables.TrainedModel, 2)
         waiting.state, waiting.error = "failed", "a test"
+    assert tend(trained, device="cpu").trainings == ()
+    with session_scope(trained) as session:  # another result has come, which may be what the training lacked
+        session.get_one(tables.CalculationResult, min(learnt_by(trained, 1) - {wrong})).taken_in_at = func.now()
+    assert tend(trained, device="cpu").trainings == ("first",)
+    with session_scope(trained) as session:
+        waiting = session.get_one(tables.TrainedModel, 3)
+        waiting.state, waiting.weights = "finished", b"rejected"
+        session.get_one(tables.CalculationResult, min(learnt_by(trained, 1) - {wrong})).taken_in_at = func.now()
     assert tend(trained, device="cpu").trainings == ()
