@@ -37,8 +37,8 @@ from screening.dft.dataset_2dmd import (
 )
 from screening.errors import InputError, LevelOfTheoryError
 from screening.pipeline.hosts import StoredSupercell, add_compositions, add_supercell
-from screening.pipeline.references import add_level
-from screening.pipeline.result_rows import FINISHED, finish_calculations
+from screening.pipeline.references import add_level, fill_formation_energies, refuse_withdrawn_pristine
+from screening.pipeline.result_rows import FINISHED, finish_calculations, free_name
 
 PRISTINE_ROW = "pristine"
 NO_RESULT = "the data set has no result of this structure"
@@ -233,14 +233,17 @@ def _add_file(session: Session, file: DataFile) -> int:
 
 
 def _add_pristine(session: Session, stored: StoredSupercell, subset: Subset, *, level_id: int, file_id: int) -> None:
-    """Store the pristine supercell's calculation; one that is there must agree."""
+    """Store the pristine supercell's calculation; one that is there must agree, and none that was withdrawn counts."""
     known = queries.pristine_energy(session, stored.id, level_id)
     if known is None:
+        refuse_withdrawn_pristine(session, stored.id, level_id, subset.pristine_energy)
         pristine = Match("", Configuration((), ()), 1)
         (configuration_id,) = _add_canonical(session, stored, [pristine]).values()
         (calculation_id,) = finish_calculations(session, level_id, [configuration_id]).values()
         row = {"calculation_id": calculation_id, "source_file_id": file_id, "dataset": subset.name}
-        _insert_results(session, [{**row, "row_name": PRISTINE_ROW, "energy": subset.pristine_energy}])
+        row |= {"row_name": free_name(session, subset.name, PRISTINE_ROW), "energy": subset.pristine_energy}
+        _insert_results(session, [row])
+        fill_formation_energies(session, stored.id, level_id)
     elif abs(known - subset.pristine_energy) > AGREEMENT:
         raise LevelOfTheoryError(
             f"the pristine {subset.formula} supercell {stored.supercell.label} has {known:.6f} eV in the database and "

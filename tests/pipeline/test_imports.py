@@ -17,6 +17,8 @@ from screening.dft.csv_tables import read_table
 from screening.dft.dataset_2dmd import LEVEL, SUBSETS
 from screening.errors import FileFormatError, InputError, LevelOfTheoryError, UnknownNameError, UnsafeArchiveError
 from screening.pipeline.imports import SubsetReport, import_2dmd
+from screening.pipeline.provenance import find_result
+from screening.pipeline.retraction import retract
 from tests.synthetic_2dmd import (
     CHEMICAL_POTENTIALS,
     N_RESULTS,
@@ -405,6 +407,25 @@ def test_another_pristine_energy_of_the_same_supercell_is_refused(clean_engine: 
     write_table(second / "initial_structures.csv", [{"base": "MoS2", "cell_size": "[4, 4, 1]", "energy": -350.0}])
     with pytest.raises(LevelOfTheoryError, match=r"-350\.250000 eV in the database and -350\.000000 eV"):
         import_2dmd(clean_engine, tmp_path)
+
+
+def test_a_pristine_result_that_was_withdrawn_is_refused_and_a_mended_one_fills_the_energies(
+    clean_engine: Engine, folder: Path
+) -> None:
+    import_one(clean_engine, folder)
+    with session_scope(clean_engine) as session:
+        retract(session, find_result(session, f"{NAME}:pristine"), "wrong cell")
+    before = content(clean_engine)
+    with pytest.raises(InputError, match=r"-350\.250000 eV, and this result was withdrawn on .*: wrong cell"):
+        import_2dmd(clean_engine, folder)
+    assert content(clean_engine) == before
+    write_table(folder / "initial_structures.csv", [{"base": "MoS2", "cell_size": "[4, 4, 1]", "energy": -350.0}])
+    assert counts(import_one(clean_engine, folder)) == {"known": N_RESULTS, "uncalculated": 1}
+    stored = results(clean_engine)
+    assert stored["pristine (2)"]["result"].energy == -350.0
+    for row in ROWS:
+        if row.formation_energy is not None:
+            assert stored[row.name]["result"].formation_energy == pytest.approx(row.formation_energy - 0.25, abs=1e-9)
 
 
 # choice of subsets and rows
