@@ -390,6 +390,8 @@ def _way(terms: _Terms, which: int) -> _Way:
     begin: ColumnElement[Any] = _number(query.target)
     if (shift := terms.shift_of(query.sort)) is not None:
         begin = begin - shift
+        if not _is_walked_by_arrangement(query, terms.branch):  # each composition's own begin: no order of an index
+            return _Way(terms.key(), True, stored >= begin if which == 0 else stored < begin)
     if which == 0:
         return _Way(stored, True, stored >= begin)
     return _Way(stored, False, stored < begin)

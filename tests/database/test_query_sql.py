@@ -174,6 +174,7 @@ def shifted(row: Row) -> Row:
         ({"sort": ENERGY, "direction": "highest"}, lambda r: -r.mean[ENERGY]),
         ({"windows": "formation_energy_per_site=0.5:1.5"}, lambda r: r.mean[PER_SITE]),
         ({"direction": "closest", "target": 1.13}, lambda r: abs(r.mean[PER_SITE] - 1.13)),
+        ({"sort": ENERGY, "direction": "closest", "target": 2.6}, lambda r: abs(r.mean[ENERGY] - 2.6)),
         ({"sort": GAP}, lambda r: r.mean[GAP]),
     ],
 )
