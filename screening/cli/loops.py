@@ -93,7 +93,7 @@ def start(
 
     The model must have scored the search space (`screening score`). `screening loop status` shows how far it is.
     """
-    from screening.pipeline.loops import LoopRequest, start_loop
+    from screening.pipeline.loops import LoopRequest, ranked_first, start_loop
 
     project = Project()
     with project.transaction() as session:
@@ -106,11 +106,15 @@ def start(
             max_calculations=max_calculations, patience=patience, top=top, only_stored=only_stored,
             keep_campaigns=keep_campaigns, seed=seed,
         )  # fmt: skip
-        start_loop(session, request)
+        ground = ranked_first(session, start_loop(session, request))
     project.announce("advance")
     if as_json:
-        print_json({"loop": name, "state": "running"})
+        print_json({"loop": name, "state": "running", "campaign": ground.campaign, "candidates": ground.candidates})
     else:
+        print(
+            f"its best are those of campaign {ground.campaign}, {counted(ground.candidates, 'candidate')} "
+            f"({ground.search_space}), and of the same search space scored again"
+        )
         print(f"loop {name} runs; `screening loop status {name} --watch` shows how far it is")
 
 

@@ -17,12 +17,17 @@ from sqlalchemy.orm import Session
 from screening.database import loops as rows
 from screening.database import models, queries, tables
 from screening.database.design_query import DesignQuery
-from screening.database.policies import find_same
 from screening.database.session import session_scope
 from screening.errors import InputError, NothingLeftError
 from screening.pipeline import campaigns
 from screening.pipeline.loop_steps import champion_of, current_step, end, enter, finish_step, last_campaign, release
-from screening.pipeline.open_designs import best_rows, query_of, store_ranking_of
+from screening.pipeline.open_designs import (
+    best_rows,
+    newest_ranking,
+    query_of,
+    scored_again,
+    store_ranking_of,
+)
 from screening.pipeline.rescoring import rescore
 from screening.pipeline.retraining import submit_retraining
 from screening.pipeline.rounds import propose
@@ -173,21 +178,19 @@ def _learn(session: Session, loop: tables.Loop, step: tables.LoopStep) -> Advanc
 
 def _rescore(session: Session, loop: tables.Loop, step: tables.LoopStep) -> Advanced | None:
     champion = champion_of(session, loop)
-    query = query_of(session.get_one(tables.Design, loop.design_id))
-    supercell_id = queries.supercell_id_of(session, query.host, query.supercell)
-    done = queries.scored_campaign(session, champion.id, supercell_id, max_defects=query.max_defects)
-    if done is not None:
-        n_removed = 0 if loop.keep_campaigns else _remove_old(session, loop, keep=done.id)
+    newest = newest_ranking(session, loop.design_id)
+    assert newest is not None  # a loop begins with one
+    found = scored_again(session, newest, champion.id)
+    if found is not None and found.state == "finished":
+        n_removed = 0 if loop.keep_campaigns else _remove_old(session, loop, keep=found.id)
         step.model_id = champion.id
         removed = f"; {n_removed} old campaigns are deleted" if n_removed else ""
-        finish_step(step, f"campaign {done.name} is there{removed}")
+        finish_step(step, f"campaign {found.name} is there{removed}")
         enter(session, loop, "rank")
         return Advanced("rescore", str(step.remark))
-    previous = last_campaign(session, loop)
-    found = find_same(session, previous, champion.id)
     if found is None or found.state == "planned":
         step.model_id = champion.id
-        started = rescore(session, previous)
+        started = rescore(session, last_campaign(session, loop))
         return Advanced("rescore", f"campaign {started.name} is scored", ("score",))
     step.model_id = champion.id
     if found.state in ("running", "paused"):

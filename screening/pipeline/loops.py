@@ -28,7 +28,8 @@ from screening.errors import InputError
 from screening.pipeline import campaigns
 from screening.pipeline.designs import run_design_query
 from screening.pipeline.loop_steps import current_step, end, enter, finish_step, hold, last_campaign, release
-from screening.pipeline.open_designs import add_design
+from screening.pipeline.open_designs import add_design, query_of
+from screening.pipeline.query_context import Answer, resolve
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,13 @@ def start_loop(session: Session, request: LoopRequest) -> tables.Loop:
     session.flush()
     enter(session, loop, "rank")
     return loop
+
+
+def ranked_first(session: Session, loop: tables.Loop) -> Answer:
+    """The campaign that a loop that was just started is ranked from; the later ones have its search space."""
+    query = query_of(session.get_one(tables.Design, loop.design_id))
+    (answer,) = resolve(session, query, model_name=session.get_one(tables.ModelLine, loop.line_id).name)
+    return answer
 
 
 def pause(session: Session, name: str | None) -> tables.Loop:

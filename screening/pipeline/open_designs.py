@@ -11,8 +11,9 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from screening.database import loops as rows
-from screening.database import models, queries, tables
+from screening.database import models, tables
 from screening.database.design_query import DesignQuery
+from screening.database.policies import find_same
 from screening.database.session import session_scope
 from screening.errors import InputError, UnknownNameError
 from screening.pipeline.designs import run_design_query
@@ -86,17 +87,48 @@ def query_of(design: tables.Design) -> DesignQuery:
     return DesignQuery.model_validate(design.query)
 
 
+def newest_ranking(session: Session, design_id: int) -> tables.Ranking | None:
+    """The newest ranking of a design; None where it has none yet."""
+    ranking = tables.Ranking
+    return session.scalar(select(ranking).where(ranking.design_id == design_id).order_by(ranking.id.desc()).limit(1))
+
+
+def scored_again(session: Session, newest: tables.Ranking, model_id: int) -> tables.Campaign | None:
+    """The campaign of a version that a design is ranked from next: that of its newest ranking, scored again.
+
+    It has the same search space, storage and query, so that two rankings differ by their model only. Of a campaign that
+    was deleted only the search space is known; any that keeps all of that is as good.
+    """
+    if newest.campaign_id is not None:
+        return find_same(session, session.get_one(tables.Campaign, newest.campaign_id), model_id)
+    row = tables.Campaign
+    of_space = row.search_space_id == newest.search_space_id, row.model_id == model_id, row.storage == "all"
+    return session.scalar(select(row).where(*of_space).order_by(row.id.desc()).limit(1))
+
+
 def store_ranking_of(
     session: Session, design: tables.Design, model: tables.TrainedModel, *, least_rows: int = 1
 ) -> int:
     """Rank a design by a version that has scored its search space, and keep the ranking; its id.
+
+    The first ranking chooses the campaign, all others are of that one, scored again.
 
     Raises:
         InputError: the version has not scored it.
     """
     query = query_of(design)
     query = query.model_copy(update={"limit": max(query.limit, least_rows)})
-    table = run_design_query(session, query, model_name=model.name)
+    newest = newest_ranking(session, design.id)
+    campaign_name = None
+    if newest is not None:
+        campaign = scored_again(session, newest, model.id)
+        if campaign is None or campaign.state != "finished":
+            raise InputError(
+                f"{model.name} has not scored the search space that ranking {newest.id} of design {design.name} is of; "
+                "score that one with it (`screening score`)"
+            )
+        campaign_name = campaign.name
+    table = run_design_query(session, query, model_name=model.name, campaign_name=campaign_name)
     return store_ranking(session, query, table, design_id=design.id)
 
 
@@ -124,29 +156,33 @@ def rank_open_designs(engine: Engine) -> tuple[list[str], list[str]]:
             )
             if design is None or design_id not in rows.designs_to_rank(session):
                 continue
-            if (campaign := _bring_further(session, design)) is not None:
-                scored.append(campaign)
-            else:
-                ranked.append(design.name)
+            newly_scored, newly_ranked = _bring_further(session, design)
+            scored += newly_scored
+            ranked += newly_ranked
     return scored, ranked
 
 
-def _bring_further(session: Session, design: tables.Design) -> str | None:
-    """Rank a design where the version in production has scored it, else have it scored: name of that campaign."""
+def _bring_further(session: Session, design: tables.Design) -> tuple[list[str], list[str]]:
+    """Rank a design where the version in production has scored its search space, else have that scored.
+
+    Returns:
+        Names of the campaign that was started and of the design if it was ranked; of neither while it is scored.
+
+    Raises:
+        InputError: the design can be neither ranked nor scored again.
+    """
     champion = models.in_production(session, design.line_id)
+    newest = newest_ranking(session, design.id)
     assert champion is not None
-    query = query_of(design)
-    supercell_id = queries.supercell_id_of(session, query.host, query.supercell)
-    if queries.scored_campaign(session, champion.id, supercell_id, max_defects=query.max_defects) is not None:
+    assert newest is not None
+    found = scored_again(session, newest, champion.id)
+    if found is not None and found.state == "finished":
         store_ranking_of(session, design, champion)
-        return None
-    ranking = tables.Ranking
-    newest = session.scalars(
-        select(ranking).where(ranking.design_id == design.id).order_by(ranking.id.desc()).limit(1)
-    ).one()
+        return [], [design.name]
+    if found is not None and found.state != "planned":
+        return [], []
     if newest.campaign_id is None:
-        design.is_open = False
         raise InputError(
             f"the campaign of ranking {newest.id} was deleted, so that design {design.name} cannot be scored again"
         )
-    return rescore(session, session.get_one(tables.Campaign, newest.campaign_id)).name
+    return [rescore(session, session.get_one(tables.Campaign, newest.campaign_id)).name], []

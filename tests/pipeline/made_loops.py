@@ -57,10 +57,12 @@ def make_world(engine: Engine, *, as_builtin: bool = False) -> None:
         add_scored(session, model)
 
 
-def add_scored(session: Session, model: tables.TrainedModel, shift: Shift = no_shift) -> tables.Campaign:
+def add_scored(
+    session: Session, model: tables.TrainedModel, shift: Shift = no_shift, *, types: str = TYPES
+) -> tables.Campaign:
     """A finished campaign of a model: the formula, and what a shift adds to the energy per site."""
     stored = add_supercell(session, mos2())
-    space = SearchSpace(stored.supercell, parse_defect_types(TYPES), 2)
+    space = SearchSpace(stored.supercell, parse_defect_types(types), 2)
 
     def predict(number: int, configuration: Configuration) -> dict[str, float]:
         said = values(stored.supercell, configuration)

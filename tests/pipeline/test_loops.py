@@ -17,6 +17,7 @@ from screening.pipeline.dispatch import claimable_kinds
 from screening.pipeline.loops import LoopRequest, pause, resume, start_loop, stop
 from tests.pipeline.made_loops import (
     QUERY,
+    add_scored,
     calculate_round,
     end_training,
     make_world,
@@ -285,6 +286,29 @@ def test_the_campaign_of_the_new_version_is_planned_started_and_waited_for(world
         stop(session, "loop")
         assert session.get_one(tables.Campaign, campaign_id).state == "cancelled"
     assert loop_of(world)["state"] == "stopped"
+
+
+def test_a_loop_keeps_to_the_search_space_of_its_first_ranking(world: Engine) -> None:
+    loop_id = start(world)
+    for _ in range(4):
+        bring_on(world, loop_id)
+        step(world, loop_id)
+    end_training(world, shift=None)
+    assert step(world, loop_id) == "learn"
+    with session_scope(world) as session:
+        add_scored(session, session.get_one(tables.TrainedModel, 2), types="v_S,Se_S,W_Mo")
+    assert step(world, loop_id) == "rescore"
+    assert loop_of(world)["stage"] == "rescore"
+    with session_scope(world) as session:
+        started = session.scalars(select(tables.Campaign).where(tables.Campaign.state == "running")).one()
+        session.delete(started)
+        session.flush()
+        same = add_scored(session, session.get_one(tables.TrainedModel, 2)).id
+    assert [step(world, loop_id) for _ in range(2)] == ["rescore", "rank"]
+    with session_scope(world) as session:
+        rankings = session.scalars(select(tables.Ranking).order_by(tables.Ranking.id)).all()
+        assert rankings[1].campaign_id == same
+        assert rankings[0].search_space_id == rankings[1].search_space_id
 
 
 def test_the_builtin_calculator_gets_the_round_and_a_pause_takes_it_back(builtin_world: Engine) -> None:

@@ -66,6 +66,40 @@ def test_a_new_version_scores_the_design_and_ranks_it(world: Engine) -> None:
         assert (row["rankings"], row["newest"], row["model"], row["current"]) == (2, 2, "first@2", "first@2")
 
 
+def test_a_design_is_ranked_from_the_search_space_of_its_first_ranking_only(world: Engine) -> None:
+    promote_second(world)
+    with session_scope(world) as session:
+        second = session.get_one(tables.TrainedModel, 2)
+        wider = add_scored(session, second, types="v_S,Se_S,W_Mo")
+        assert wider.state == "finished"
+        wider_id, space_id = wider.id, session.get_one(tables.Ranking, 1).search_space_id
+    ((campaign,), ranked) = rank_open_designs(world)
+    assert ranked == []
+    with session_scope(world) as session:
+        started = session.scalars(select(tables.Campaign).where(tables.Campaign.name == campaign)).one()
+        assert started.search_space_id == space_id
+        session.delete(started)
+        session.flush()
+        same = add_scored(session, session.get_one(tables.TrainedModel, 2), other_order).id
+    assert rank_open_designs(world) == ([], ["wanted"])
+    with session_scope(world) as session:
+        newest = session.get_one(tables.Ranking, 2)
+        assert (newest.campaign_id, newest.search_space_id) == (same, space_id)
+        assert wider_id != same
+
+
+def test_a_design_whose_campaign_was_deleted_is_ranked_from_its_search_space(world: Engine) -> None:
+    promote_second(world)
+    with session_scope(world) as session:
+        session.get_one(tables.Ranking, 1).campaign_id = None
+        second = session.get_one(tables.TrainedModel, 2)
+        same = add_scored(session, second).id
+        add_scored(session, second, types="v_S,Se_S,W_Mo")
+    assert rank_open_designs(world) == ([], ["wanted"])
+    with session_scope(world) as session:
+        assert session.get_one(tables.Ranking, 2).campaign_id == same
+
+
 def test_a_design_that_was_closed_is_left_alone(world: Engine) -> None:
     promote_second(world)
     with session_scope(world) as session:
