@@ -1,7 +1,8 @@
-"""Rounds that are calculated elsewhere: round create, list, status, export, submitted, import."""
+"""Rounds that are calculated elsewhere: round create, list, status, export, submitted, failed, import."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ import screening.cli.designs as designs
 from screening.cli.options import AsJson
 from screening.cli.output import counted, duration, note, print_json, print_table, progress_bar
 from screening.cli.project import Project
+from screening.errors import InputError
 
 RoundName = Annotated[str, typer.Argument(metavar="ROUND", help="Name or number of the round.")]
 _VALUES = ("formation_energy_per_site", "homo_lumo_gap_min")
@@ -24,6 +26,7 @@ def add_commands(app: typer.Typer) -> None:
     rounds.command("status")(round_status)
     rounds.command("export")(round_export)
     rounds.command("submitted")(round_submitted)
+    rounds.command("failed")(round_failed)
     rounds.command("import")(round_import)
     app.add_typer(rounds, name="round")
 
@@ -124,36 +127,70 @@ def round_submitted(
         print(f"{counted(n, 'calculation')} of {title} submitted as job {job}")
 
 
+def round_failed(
+    round_name: RoundName,
+    reason: Annotated[str, typer.Option("--reason", help="What became of the job; kept with each calculation.")],
+    job: Annotated[str | None, typer.Option("--job", help="Only what was submitted as this job.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say that what is submitted of a round will not come back, as when its job was cancelled.
+
+    Import before what is done. What failed is written again by `screening round export --retry-failed`.
+    """
+    from screening.database.rounds import find_round
+    from screening.pipeline.round_files import fail_submitted
+
+    with Project().transaction() as session:
+        found = find_round(session, round_name)
+        n, title = fail_submitted(session, found.id, reason, job=job), found.name or f"round {found.id}"
+    if as_json:
+        print_json({"round": title, "failed": n, "job": job, "reason": reason})
+    else:
+        print(f"{counted(n, 'calculation')} of {title} failed: {reason}")
+
+
 def round_import(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder that `screening round export` wrote.")],
     mu: Annotated[
         list[str] | None, typer.Option("--mu", help="Chemical potential in eV per atom: Mg=-1.5; may be repeated.")
     ] = None,
+    abandoned: Annotated[
+        float, typer.Option("--abandoned-after", help="Hours without a change after which a run was cut short.")
+    ] = 6.0,
     as_json: AsJson = False,
 ) -> None:
     """Take in what is calculated in the folders of a round; again changes nothing.
 
-    What is done finishes its calculation; what was cut short, did not converge or cannot be read fails it. Exit code
-    1 if something was refused.
+    What is done finishes its calculation; what was cut short, did not converge or cannot be read fails it; what is
+    still being written is left alone. Exit code 1 if something was refused.
     """
     from dataclasses import asdict
 
     from screening.cli.calculations import chemical_potential, print_intake
     from screening.pipeline.round_files import import_round
 
+    if not abandoned >= 0:
+        raise InputError(f"--abandoned-after is {abandoned:g}; expected a number of hours, or 0 if no run goes on")
     potentials = dict(chemical_potential(text) for text in mu or ())
     with progress_bar("round") as show:
-        report = import_round(Project().engine, folder, chemical_potentials=potentials, on_progress=show)
+        report = import_round(
+            Project().engine, folder, chemical_potentials=potentials, abandoned_s=3600 * abandoned, on_progress=show
+        )
     if as_json:
         print_json(asdict(report))
     else:
         print_intake(report.intake)
         print(f"{report.round_name}: " + ", ".join(f"{n} {state}" for state, n in report.states.items()))
         if report.without_result:
-            ids = ", ".join(map(str, report.without_result[:10])) + (" ..." if len(report.without_result) > 10 else "")
-            print(f"no result yet of {counted(len(report.without_result), 'calculation')}: {ids}")
+            print(f"no result yet of {_listed(report.without_result)}")
+        if report.being_written:
+            print(f"still being written: {_listed(report.being_written)}; --abandoned-after 0 if their job has ended")
     if report.intake.refused:
         raise typer.Exit(1)
+
+
+def _listed(ids: Sequence[int]) -> str:
+    return f"{counted(len(ids), 'calculation')}: {', '.join(map(str, ids[:10]))}{' ...' if len(ids) > 10 else ''}"
 
 
 def _texts(folders: Any) -> dict[str, str]:

@@ -1,9 +1,12 @@
-"""Files in the folder of a calculation that was exported: whether they are of that calculation, at its level."""
+"""Files in the folder of a calculation that was exported: which are output, of that calculation, at its level."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -11,8 +14,9 @@ from sqlalchemy.orm import Session
 from screening.database import tables
 from screening.defects.defect_types import Configuration, DefectType
 from screening.defects.enumeration import canonical_form
+from screening.dft.result_files import kind_of
 from screening.dft.results import LevelOfTheory
-from screening.dft.vasp import differences
+from screening.dft.vasp import differences, is_complete
 from screening.errors import InputError, LevelOfTheoryError
 from screening.pipeline.hosts import StoredSupercell
 from screening.pipeline.references import join_vasp_level
@@ -91,6 +95,32 @@ def in_words(configuration: Configuration) -> str:
     """`v_S@12 Se_S@14`, or `the pristine supercell`."""
     pairs = zip(configuration.sites, configuration.defect_types, strict=True)
     return " ".join(f"{DefectType.from_code(code).name}@{site}" for site, code in pairs) or "the pristine supercell"
+
+
+def output_of(folder: Path) -> list[Path]:
+    """Result files in the folder of a calculation; of several runs of VASP the one that was written last."""
+    files = sorted(path for path in folder.glob("*") if path.is_file() and kind_of(path) is not None)
+    runs = [path for path in files if kind_of(path) == "vasprun"]
+    newest = max(runs, key=lambda path: path.stat().st_mtime, default=None)
+    return [path for path in files if path not in runs or path == newest]
+
+
+def is_being_written(path: Path, abandoned_s: float) -> bool:
+    """Whether a run of VASP, which writes its file from the first step on, may still go on."""
+    if kind_of(path) != "vasprun" or time.time() - path.stat().st_mtime >= abandoned_s:
+        return False
+    return not is_complete(path)
+
+
+def set_aside(folder: Path, attempt: int) -> list[str]:
+    """Rename the output of an attempt, which the script would take for that of the next; remarks on it."""
+    notes = []
+    for path in sorted(path for path in folder.glob("*") if path.is_file() and kind_of(path) is not None):
+        name = f"{path.name}.attempt-{attempt}"  # which is no name of a result file
+        numbered = (folder / (name if n == 1 else f"{name}.{n}") for n in count(1))
+        kept = path.rename(next(found for found in numbered if not found.exists()))
+        notes.append(f"{folder.name}: {path.name} is that of attempt {attempt}; it is kept as {kept.name}")
+    return notes
 
 
 def _differences_from_inputs(level: LevelOfTheory, wanted: LevelOfTheory, inputs: Mapping[str, Any]) -> list[str]:

@@ -25,20 +25,21 @@ from sqlalchemy.orm import Session
 from screening.database import queries, rounds, tables
 from screening.database.session import session_scope
 from screening.defects.defect_types import Configuration
-from screening.dft.result_files import kind_of
 from screening.dft.results import LevelOfTheory
 from screening.dft.slurm_array import array_script
 from screening.dft.structures import write_structure
 from screening.dft.vasp_inputs import input_settings, write_inputs
 from screening.errors import FileFormatError, InputError
-from screening.pipeline.expected_runs import ExpectedRun, in_words
+from screening.pipeline.expected_runs import ExpectedRun, in_words, is_being_written, output_of, set_aside
 from screening.pipeline.hosts import add_configurations, load_supercell
 from screening.pipeline.references import elements_of
 from screening.pipeline.result_intake import IntakeOptions, drop_completed, take_files
-from screening.pipeline.result_rows import IntakeReport, Ledger
+from screening.pipeline.result_rows import IntakeReport, Ledger, add_failure
+from screening.pipeline.watched_folders import ABANDONED_S
 
 MANIFEST = "manifest.json"
 SCRIPT = "run.sbatch"
+_ENTRY = {"calculation": int, "folder": str, "sites": list, "defect_types": list, "defects": str, "attempt": int}
 _PRISTINE = "pristine reference of the formation energies of the round"
 
 
@@ -64,12 +65,14 @@ class ImportReport:
     Attributes:
         intake: what became of the files.
         without_result: ids of the calculations in whose folders there is no output yet.
+        being_written: ids of the calculations whose runs are still writing their output, which is left alone.
         states: how many calculations of the round are in each state afterwards.
     """
 
     round_name: str
     intake: IntakeReport
     without_result: tuple[int, ...]
+    being_written: tuple[int, ...]
     states: Mapping[str, int]
 
 
@@ -110,6 +113,9 @@ def export_round(
     entries = {int(entry["calculation"]): entry for entry in known.get("calculations", [])}
     try:
         for calculation in chosen:
+            before = entries.get(calculation.id)
+            if before is not None and before["attempt"] < calculation.attempts:
+                notes += set_aside(folder / before["folder"], before["attempt"])
             entries[calculation.id] = _write_calculation(session, folder, calculation, inputs)
         _write_round(folder, _name(round_), level, [f"calculation-{c.id}" for c in chosen], only_structures)
         of_round = {"round": round_id, "name": round_.name, "level": level.name, "settings": used}
@@ -124,9 +130,12 @@ def export_round(
 
 def import_round(
     engine: Engine, folder: Path, *, chemical_potentials: Mapping[str, float] | None = None,
-    on_progress: Callable[[int, int, str], None] | None = None,
+    abandoned_s: float = ABANDONED_S, on_progress: Callable[[int, int, str], None] | None = None,
 ) -> ImportReport:  # fmt: skip
     """Take in what the folders of an exported round hold; again changes nothing.
+
+    Args:
+        abandoned_s: a run that is not complete and has not changed for so long was cut short.
 
     Raises:
         FileFormatError: the folder has no manifest of a round, or one that cannot be read.
@@ -135,14 +144,17 @@ def import_round(
     """
     manifest = _read_manifest(folder, round_id=None)
     expected: dict[Path, ExpectedRun] = {}
-    without_result = []
+    without_result, being_written = [], []
     with session_scope(engine) as session:
         round_ = rounds.find_round(session, str(manifest["round"]))
         for entry in manifest["calculations"]:
             run = _expected_run(session, round_, entry, manifest["settings"])
-            files = _output_of(folder / entry["folder"])
-            expected |= dict.fromkeys(files, run)
-            if not files:
+            files = output_of(folder / entry["folder"])
+            growing = [path for path in files if is_being_written(path, abandoned_s)]
+            expected |= dict.fromkeys((path for path in files if path not in growing), run)
+            if growing:
+                being_written.append(run.calculation_id)
+            elif not files:
                 without_result.append(run.calculation_id)
         level_name = rounds.level_of_round(session, round_).name
     options = IntakeOptions(level_name, chemical_potentials=dict(chemical_potentials or {}))
@@ -154,7 +166,29 @@ def import_round(
         states = [row["state"] for row in rounds.round_rows(session, int(manifest["round"]))]
     counts = {state: states.count(state) for state in rounds.STATES if state in states}
     name = manifest["name"] or f"round {manifest['round']}"
-    return ImportReport(name, ledger.report(), tuple(without_result), counts)
+    return ImportReport(name, ledger.report(), tuple(without_result), tuple(being_written), counts)
+
+
+def fail_submitted(session: Session, round_id: int, reason: str, *, job: str | None = None) -> int:
+    """Let what is submitted, of one job or of all, fail: the job was cancelled or lost; how many calculations.
+
+    Raises:
+        InputError: there is no reason, or nothing is submitted.
+    """
+    if not reason.strip():
+        raise InputError("the reason is empty; say in a word what became of the job")
+    submitted = rounds.lock_calculations(session, round_id, ["submitted"])
+    lost = [calculation for calculation in submitted if job in (None, calculation.job)]
+    if not lost:
+        jobs = ", ".join(sorted({str(calculation.job) for calculation in submitted})) or "none"
+        raise InputError(
+            f"no calculation of the round is submitted{'' if job is None else f' as job {job}'}; submitted jobs: {jobs}"
+        )
+    for calculation in lost:
+        calculation.state, calculation.error, calculation.finished_at = "failed", reason, func.now()
+        add_failure(session, calculation.id, reason, file_id=None)
+    session.flush()
+    return len(lost)
 
 
 def _name(round_: tables.Round) -> str:
@@ -289,10 +323,35 @@ def _read_manifest(folder: Path, *, round_id: int | None) -> dict[str, Any]:
         raise FileFormatError(f"{path} cannot be read ({error}); export the round again") from error
     if wrong:
         raise FileFormatError(f"{path} lacks {', '.join(sorted(wrong))}; export the round again")
+    _check_entries(path, found)
     if round_id not in (None, found["round"]):
         raise InputError(f"{folder} is the folder of round {found['round']}, not of round {round_id}; name another one")
     assert isinstance(found, dict)
     return found
+
+
+def _check_entries(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Make sure that a manifest says of each calculation what is read from it, and names no folder elsewhere.
+
+    Raises:
+        FileFormatError: it does not.
+    """
+    entries = manifest["calculations"]
+    if not isinstance(entries, list) or not isinstance(manifest["settings"], dict):
+        raise FileFormatError(f"{path} has no list of calculations, or no settings by name; export the round again")
+    for n, entry in enumerate(entries, start=1):
+        found = entry if isinstance(entry, dict) else {}
+        wrong = [key for key, kind in _ENTRY.items() if not isinstance(found.get(key), kind)]
+        if wrong:
+            raise FileFormatError(
+                f"{path}: calculation {n} of its list lacks {', '.join(wrong)}; export the round again"
+            )
+        name = found["folder"]
+        if name in ("", ".", "..") or Path(name).name != name:
+            raise FileFormatError(
+                f"{path}: the folder of calculation {found['calculation']} is {name!r}; expected the name of one "
+                "beside the manifest: export the round again"
+            )
 
 
 def _expected_run(
@@ -318,11 +377,3 @@ def _expected_run(
         )
     configuration = Configuration(tuple(row.sites), tuple(row.defect_types))
     return ExpectedRun(calculation.id, row.supercell_id, round_.level_id, configuration, settings)
-
-
-def _output_of(folder: Path) -> list[Path]:
-    """Result files in the folder of a calculation; of several runs of VASP the one that was written last."""
-    files = sorted(path for path in folder.glob("*") if path.is_file() and kind_of(path) is not None)
-    runs = [path for path in files if kind_of(path) == "vasprun"]
-    newest = max(runs, key=lambda path: path.stat().st_mtime, default=None)
-    return [path for path in files if path not in runs or path == newest]

@@ -74,6 +74,14 @@ def test_a_round_goes_out_and_comes_back(run: Run, clean_engine: Engine, shared_
     assert (found["round"], found["states"]["submitted"], found["states"]["finished"]) == ("first", 2, 1)
     code, out, _ = run("round", "status", "first")
     assert "first: 2 submitted, 1 finished" in out
+    code, out, _ = run("round", "failed", "first", "--job", "4711", "--reason", "cancelled")
+    assert (code, out) == (0, "2 calculations of first failed: cancelled\n")
+    (folder / f"calculation-{ids['v_Ga']}" / "vasprun.xml.gz").unlink()
+    (folder / f"calculation-{ids['v_Ga']}" / "vasprun.xml").write_text("<modeling>")
+    code, out, _ = run("round", "import", folder)
+    assert (code, f"still being written: 1 calculation: {ids['v_Ga']}; --abandoned-after 0" in out) == (0, True)
+    code, out, err = run("round", "import", folder, "--abandoned-after", "-1")
+    assert (code, "expected a number of hours" in err) == (1, True)
     code, out, _ = run("round", "list")
     assert "first" in out
     code, _, err = run("round", "status", "second")

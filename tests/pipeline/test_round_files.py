@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ from screening.errors import FileFormatError, InputError, UnknownNameError
 from screening.pipeline.hosts import add_configurations, add_supercell, load_supercell
 from screening.pipeline.references import add_level, join_vasp_level
 from screening.pipeline.result_rows import record_failures
-from screening.pipeline.round_files import export_round, import_round
+from screening.pipeline.round_files import export_round, fail_submitted, import_round
 
 
 def run_of(shared_data: Path, name: str) -> Path:
@@ -167,6 +168,7 @@ def test_what_fails_is_exported_again_three_times_at_most(
     path = out / f"calculation-{ids['v_N']}" / "vasprun.xml"
     for attempt in (1, 2, 3):
         path.write_bytes(text[: int(share * len(text)) + attempt])
+        os.utime(path, (1.7e9, 1.7e9))
         report = import_round(clean_engine, out)
         assert (report.intake.refused, report.intake.failed) == (1, 1)
         state, attempts, error = states(clean_engine)[ids["v_N"]]
@@ -176,7 +178,8 @@ def test_what_fails_is_exported_again_three_times_at_most(
         if attempt < 3:
             export(clean_engine, out, retry_failed=True)
             assert states(clean_engine)[ids["v_N"]] == ("exported", attempt + 1, None)
-            import_round(clean_engine, out)  # the output of the last attempt still lies there
+            assert path.with_name(f"vasprun.xml.attempt-{attempt}").is_file()
+            import_round(clean_engine, out)  # the output of the last attempt is not taken for the new one's
             assert states(clean_engine)[ids["v_N"]][0] == "exported"
     with session_scope(clean_engine) as session:
         failures = session.scalars(select(tables.CalculationFailure).order_by(tables.CalculationFailure.attempt)).all()
@@ -196,6 +199,82 @@ def test_what_is_submitted_is_not_exported_again(clean_engine: Engine, shared_da
         export(clean_engine, tmp_path / "out")
     with session_scope(clean_engine) as session, pytest.raises(InputError, match="no calculation of the round is exp"):
         rounds.mark_submitted(session, round_id, "4712")
+
+
+def test_a_job_that_is_lost_can_be_exported_again(clean_engine: Engine, shared_data: Path, tmp_path: Path) -> None:
+    ids = exported(clean_engine, shared_data, tmp_path / "out", "v_N", "v_Ga")
+    pristine = max(states(clean_engine))
+    with session_scope(clean_engine) as session:
+        round_id = rounds.find_round(session, "first").id
+        with pytest.raises(InputError, match="no calculation of the round is submitted; submitted jobs: none"):
+            fail_submitted(session, round_id, "cancelled")
+        rounds.mark_submitted(session, round_id, "4711")
+    shutil.copy(run_of(shared_data, "GaN_v_N/defect"), tmp_path / "out" / f"calculation-{ids['v_N']}")
+    assert import_round(clean_engine, tmp_path / "out").intake.new == 1
+    with session_scope(clean_engine) as session:
+        with pytest.raises(InputError, match="submitted as job 4712; submitted jobs: 4711"):
+            fail_submitted(session, round_id, "cancelled", job="4712")
+        with pytest.raises(InputError, match="the reason is empty"):
+            fail_submitted(session, round_id, " ")
+        assert fail_submitted(session, round_id, "cancelled", job="4711") == 2
+    found = states(clean_engine)
+    assert found[ids["v_N"]][0] == "finished"
+    assert found[ids["v_Ga"]] == found[pristine] == ("failed", 1, "cancelled")
+    export(clean_engine, tmp_path / "out", retry_failed=True)
+    assert states(clean_engine)[ids["v_Ga"]] == ("exported", 2, None)
+    with session_scope(clean_engine) as session:
+        failures = session.scalars(select(tables.CalculationFailure)).all()
+        assert {(row.calculation_id, row.reason) for row in failures} == {
+            (ids["v_Ga"], "cancelled"), (pristine, "cancelled"),
+        }  # fmt: skip
+
+
+def test_a_run_that_is_still_being_written_is_left_alone(
+    clean_engine: Engine, shared_data: Path, tmp_path: Path
+) -> None:
+    ids = exported(clean_engine, shared_data, tmp_path / "out", "v_N", "v_Ga")
+    text = gzip.decompress(run_of(shared_data, "GaN_v_N/defect").read_bytes())
+    path = tmp_path / "out" / f"calculation-{ids['v_N']}" / "vasprun.xml"
+    path.write_bytes(text[: len(text) // 3])
+    pristine = max(states(clean_engine))
+    for age in (0.0, 5 * 3600.0):
+        os.utime(path, (time.time() - age,) * 2)
+        report = import_round(clean_engine, tmp_path / "out")
+        assert (report.intake.read, report.being_written) == (0, (ids["v_N"],))
+        assert report.without_result == (ids["v_Ga"], pristine)
+        assert states(clean_engine)[ids["v_N"]] == ("exported", 1, None)
+    assert import_round(clean_engine, tmp_path / "out", abandoned_s=3600.0).intake.failed == 1
+    path.write_bytes(text)  # as new as the unfinished one, but complete
+    assert import_round(clean_engine, tmp_path / "out").intake.new == 1
+    assert states(clean_engine)[ids["v_N"]][0] == "finished"
+
+
+@pytest.mark.parametrize("folder", ["../elsewhere", "/tmp", "..", ".", "a/b", ""])
+def test_a_manifest_that_names_a_folder_elsewhere_is_refused(
+    clean_engine: Engine, shared_data: Path, tmp_path: Path, folder: str
+) -> None:
+    exported(clean_engine, shared_data, tmp_path / "out", "v_N")
+    path = tmp_path / "out" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["calculations"][0]["folder"] = folder
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(FileFormatError, match="expected the name of one beside the manifest"):
+        import_round(clean_engine, tmp_path / "out")
+
+
+@pytest.mark.parametrize("key", ["calculation", "folder", "sites", "defect_types", "defects", "attempt"])
+def test_a_manifest_without_what_is_read_from_it_is_refused(
+    clean_engine: Engine, shared_data: Path, tmp_path: Path, key: str
+) -> None:
+    exported(clean_engine, shared_data, tmp_path / "out", "v_N")
+    path = tmp_path / "out" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["calculations"][1][key]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(FileFormatError, match=f"calculation 2 of its list lacks {key}; export the round again"):
+        import_round(clean_engine, tmp_path / "out")
+    with pytest.raises(FileFormatError, match=f"calculation 2 of its list lacks {key}"):
+        export(clean_engine, tmp_path / "out")
 
 
 def test_folders_of_something_else_are_refused(clean_engine: Engine, shared_data: Path, tmp_path: Path) -> None:
@@ -313,6 +392,18 @@ def test_the_script_runs_each_folder_once(clean_engine: Engine, shared_data: Pat
         folder = tmp_path / "out" / f"calculation-{identifier}"
         assert (folder / "ran").read_text() == "vasp_gam -q\n"
         assert (folder / "POTCAR").read_text() == "Ga_d\nN\n"
+    text = gzip.decompress(run_of(shared_data, "GaN_v_N/defect").read_bytes()).decode()
+    n_steps = text.count("</calculation>")  # as many as it may do: it did not converge
+    folder = tmp_path / "out" / f"calculation-{ids['v_N']}"
+    (folder / "vasprun.xml").write_text(re.sub(r'(name="NSW">\s*)\d+', rf"\g<1>{n_steps}", text))
+    import_round(clean_engine, tmp_path / "out")
+    state, _, error = states(clean_engine)[ids["v_N"]]
+    assert (state, error) == ("failed", f"its relaxation did not converge in {n_steps} steps")
+    notes = export(clean_engine, tmp_path / "out", retry_failed=True)
+    assert f"calculation-{ids['v_N']}: vasprun.xml is that of attempt 1; it is kept as vasprun.xml.attempt-1" in notes
+    subprocess.run(["bash", script], env=variables | {"SLURM_ARRAY_TASK_ID": "0"}, check=True)
+    assert (folder / "ran").read_text() == "vasp_gam -q\n" * 2
+    assert (folder / "vasprun.xml").read_text() == "</modeling>\n"
 
 
 def test_a_failure_without_a_file_is_no_reason_to_stop(clean_engine: Engine, shared_data: Path, tmp_path: Path) -> None:
