@@ -66,9 +66,6 @@ def tend_lines() -> None:
     try:
         found = tend(app.engine, device=app.settings.device)
         scored, ranked = rank_open_designs(app.engine)
-    except InputError as error:
-        _logger.error("the policies of the models cannot be followed: %s", error)
-        return
     except (OperationalError, ServiceError) as error:
         _logger.warning("the models are tended later: %s", error)
         return

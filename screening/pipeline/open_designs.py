@@ -7,6 +7,8 @@ finds what is to be done (screening.database.loops.designs_to_rank), a worker th
 
 from __future__ import annotations
 
+import logging
+
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
@@ -19,6 +21,8 @@ from screening.errors import InputError, UnknownNameError
 from screening.pipeline.designs import run_design_query
 from screening.pipeline.rankings import store_ranking
 from screening.pipeline.rescoring import rescore
+
+_logger = logging.getLogger(__name__)
 
 Best = frozenset[tuple[tuple[int, ...], tuple[int, ...]]]
 
@@ -47,7 +51,8 @@ def open_ranking(session: Session, name: str, ranking_id: int) -> tables.Design:
 
     Raises:
         UnknownNameError: there is no such ranking.
-        InputError: the name is taken, or the ranking belongs to a design already, or its campaign was deleted.
+        InputError: the name is taken, or the ranking belongs to a design already or is about several places, or its
+            campaign was deleted.
     """
     ranking = session.get(tables.Ranking, ranking_id, with_for_update={"key_share": True})
     if ranking is None:
@@ -59,9 +64,15 @@ def open_ranking(session: Session, name: str, ranking_id: int) -> tables.Design:
         )
     if ranking.campaign_id is None:
         raise InputError(f"the campaign of ranking {ranking_id} was deleted; rank again (`screening design --save`)")
+    query = DesignQuery.model_validate(ranking.query)
+    if len(query.places) > 1:
+        raise InputError(
+            f"ranking {ranking_id} is about {', '.join(map(str, query.places))}; one of a single host and supercell "
+            "can be followed: rank and follow each of them"
+        )
     model = session.get_one(tables.TrainedModel, ranking.model_id)
     line = session.get_one(tables.ModelLine, model.line_id)
-    design = add_design(session, name, DesignQuery.model_validate(ranking.query), line)
+    design = add_design(session, name, query, line)
     ranking.design_id = design.id
     session.flush()
     return design
@@ -142,24 +153,42 @@ def best_rows(session: Session, ranking_id: int, n: int) -> Best:
 def rank_open_designs(engine: Engine) -> tuple[list[str], list[str]]:
     """Bring open designs further: names of campaigns that were started, and of designs that were ranked again.
 
-    A transaction for each design; one that somebody else is at is passed by.
+    A transaction for each design; one that somebody else is at is passed by. One that can be ranked no more is closed,
+    and the reason is logged, so that the others go on.
     """
     with session_scope(engine) as session:
         wanted = rows.designs_to_rank(session)
     scored, ranked = [], []
     for design_id in wanted:
-        with session_scope(engine) as session:
-            design = session.scalar(
-                select(tables.Design)
-                .where(tables.Design.id == design_id)
-                .with_for_update(key_share=True, skip_locked=True)
-            )
-            if design is None or design_id not in rows.designs_to_rank(session):
-                continue
-            newly_scored, newly_ranked = _bring_further(session, design)
-            scored += newly_scored
-            ranked += newly_ranked
+        try:
+            with session_scope(engine) as session:
+                if (design := _claim(session, design_id)) is None:
+                    continue
+                newly_scored, newly_ranked = _bring_further(session, design)
+        except InputError as error:
+            _close_for(engine, design_id, error)
+            continue
+        scored += newly_scored
+        ranked += newly_ranked
     return scored, ranked
+
+
+def _claim(session: Session, design_id: int) -> tables.Design | None:
+    """A design that is to be ranked, locked; None if somebody else is at it or has been."""
+    design = session.scalar(
+        select(tables.Design).where(tables.Design.id == design_id).with_for_update(key_share=True, skip_locked=True)
+    )
+    return design if design is not None and design_id in rows.designs_to_rank(session) else None
+
+
+def _close_for(engine: Engine, design_id: int, error: InputError) -> None:
+    """Close a design that cannot be ranked; the transaction in which that was found is gone."""
+    with session_scope(engine) as session:
+        if (design := _claim(session, design_id)) is None:
+            return
+        design.is_open = False
+        name = design.name
+    _logger.error("design %s is closed, it can be ranked no more: %s; follow another ranking", name, error)
 
 
 def _bring_further(session: Session, design: tables.Design) -> tuple[list[str], list[str]]:

@@ -81,30 +81,44 @@ def set_policy(session: Session, line_name: str, policy: Policy) -> tables.Model
 def tend(engine: Engine, *, device: str) -> Tended:
     """Do what the policies of the lines want; a transaction for each line.
 
-    A line that somebody else tends, or that is trained to its end just now, is passed by.
+    A line that somebody else tends, or that is trained to its end just now, is passed by. One whose policy cannot be
+    followed is left as it is, and the reason is logged, so that the others go on.
     """
     with session_scope(engine) as session:
         wanted = lines_to_tend(session)
     trainings: list[str] = []
     campaigns: list[str] = []
     for line_id in wanted:
-        with session_scope(engine) as session:
-            line = session.scalar(
-                select(tables.ModelLine)
-                .where(tables.ModelLine.id == line_id)
-                .with_for_update(key_share=True, skip_locked=True)
-            )
-            if line is None:
-                continue
-            if is_unexamined(session, line):
-                _examine(session, line, device=device)
-            if (reason := why_due(session, line)) is not None:
-                found = submit_retraining(session, line.name)
-                if found.model_id is not None and not found.is_joined:
-                    _logger.info("model %s is retrained: %s", line.name, reason)
-                    trainings.append(line.name)
-            while stale := stale_campaigns(session, line):  # two of them may be followed by one
-                campaigns.append(rescore(session, stale[0]).name)
+        try:
+            with session_scope(engine) as session:
+                found = _tend_line(session, line_id, device=device)
+        except InputError as error:
+            with session_scope(engine) as session:
+                name = session.get_one(tables.ModelLine, line_id).name
+            _logger.error("the policy of model %s cannot be followed: %s", name, error)
+            continue
+        trainings += found.trainings
+        campaigns += found.campaigns
+    return Tended(tuple(trainings), tuple(campaigns))
+
+
+def _tend_line(session: Session, line_id: int, *, device: str) -> Tended:
+    line = session.scalar(
+        select(tables.ModelLine).where(tables.ModelLine.id == line_id).with_for_update(key_share=True, skip_locked=True)
+    )
+    if line is None:
+        return Tended((), ())
+    trainings: list[str] = []
+    campaigns: list[str] = []
+    if is_unexamined(session, line):
+        _examine(session, line, device=device)
+    if (reason := why_due(session, line)) is not None:
+        found = submit_retraining(session, line.name)
+        if found.model_id is not None and not found.is_joined:
+            _logger.info("model %s is retrained: %s", line.name, reason)
+            trainings.append(line.name)
+    while stale := stale_campaigns(session, line):  # two of them may be followed by one
+        campaigns.append(rescore(session, stale[0]).name)
     return Tended(tuple(trainings), tuple(campaigns))
 
 

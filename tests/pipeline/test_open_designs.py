@@ -100,6 +100,35 @@ def test_a_design_whose_campaign_was_deleted_is_ranked_from_its_search_space(wor
         assert session.get_one(tables.Ranking, 2).campaign_id == same
 
 
+def test_a_design_that_can_be_ranked_no_more_is_closed_and_the_others_go_on(
+    world: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    with session_scope(world) as session:
+        other = store_ranking(session, QUERY, run_design_query(session, QUERY, model_name="first"))
+        open_ranking(session, "later", other)
+        session.get_one(tables.Ranking, 1).campaign_id = None
+    promote_second(world)
+    scored, ranked = rank_open_designs(world)
+    assert (len(scored), ranked) == (1, [])
+    with session_scope(world) as session:
+        assert {row["design"]: row["is_open"] for row in list_designs(session)} == {"wanted": False, "later": True}
+    (record,) = caplog.records
+    said = record.getMessage()
+    assert said.startswith("design wanted is closed, it can be ranked no more: the campaign of ranking 1 was deleted")
+    assert rank_open_designs(world) == NOTHING
+
+
+def test_a_ranking_of_several_places_is_not_followed(world: Engine) -> None:
+    query = QUERY.model_dump(mode="json", exclude_defaults=True)
+    query["places"] = [{"host": "MoS2", "supercell": "4x4"}, {"host": "MoS2", "supercell": "5x5"}]
+    with session_scope(world) as session:
+        other = store_ranking(session, QUERY, run_design_query(session, QUERY, model_name="first"))
+        session.get_one(tables.Ranking, other).query = query
+        session.flush()
+        with pytest.raises(InputError, match=r"is about MoS2.*5x5; one of a single host and supercell can be followed"):
+            open_ranking(session, "both", other)
+
+
 def test_a_design_that_was_closed_is_left_alone(world: Engine) -> None:
     promote_second(world)
     with session_scope(world) as session:

@@ -189,6 +189,37 @@ def test_campaigns_follow_what_is_in_production(clean_engine: Engine) -> None:
     assert tend(clean_engine, device="cpu") == NOTHING
 
 
+def test_a_line_whose_policy_cannot_be_followed_does_not_hold_up_the_others(
+    clean_engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    types = parse_defect_types("v_S,Se_S")
+    weights = train_small()
+    names = ("formation_energy", "formation_energy_per_site", "homo_lumo_gap_min")
+    row = {f"{name}_{part}": 1.0 for name in names for part in ("mean", "std")}
+    with session_scope(clean_engine) as session:
+        stored = add_supercell(session, mos2())
+        space = SearchSpace(stored.supercell, types, 1)
+        for name in ("poor", "good"):
+            first = add_trained(session, stored, weights, types, name=name)
+            add_finished(session, stored, space, first, lambda number, configuration: row)
+            second = tables.TrainedModel(
+                name=f"{name}@2", line_id=first.line_id, parent_id=first.id, level_id=first.level_id,
+                properties=first.properties, settings={}, seed=0, state="finished", weights=weights,
+            )  # fmt: skip
+            session.add(second)
+            session.flush()
+            set_policy(session, name, Policy(rescore=True))
+            models.promote(session, second, reason="a test")
+            if name == "poor":  # its campaign cannot be called as it should
+                other = SearchSpace(stored.supercell, types[:1], 1)
+                taken = add_finished(session, stored, other, second, lambda number, configuration: row)
+                taken.name = "poor-1@2"
+    assert tend(clean_engine, device="cpu") == Tended((), ("good-1@2",))
+    (record,) = caplog.records
+    said = record.getMessage()
+    assert said.startswith("the policy of model poor cannot be followed: a campaign is called 'poor-1@2' already")
+
+
 def test_the_role_in_sql_is_the_role(session: Session) -> None:
     add_results(session, 400)
     results = session.scalars(select(tables.CalculationResult).order_by(tables.CalculationResult.id)).all()
