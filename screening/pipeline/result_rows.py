@@ -26,6 +26,7 @@ from screening.pipeline.hosts import StoredSupercell, add_configurations
 from screening.pipeline.references import derived_energies, fill_formation_energies
 
 _SAME_ENERGY = 1e-3  # eV; a repeated calculation that differs by more is worth a note
+_RUNNING = "a worker is calculating this configuration; add the result afterwards"
 _IS_OPEN = and_(tables.Calculation.state != "finished", tables.Calculation.state != "running")
 FINISHED: Mapping[str, Any] = {
     "state": "finished", "lease_owner": None, "lease_until": None, "error": None, "finished_at": func.now(),
@@ -107,6 +108,15 @@ class Ledger:
         return IntakeReport(sum(counts), *counts, tuple(self.refusals), (*self.notes, *incomplete), len(self.failed))
 
 
+def lock_results(session: Session, supercell_id: int) -> None:
+    """Let one transaction at a time take results of a supercell in, or withdraw them.
+
+    Who adds configurations is not held up.
+    """
+    row = tables.Supercell
+    session.execute(select(row.id).where(row.id == supercell_id).with_for_update(key_share=True))
+
+
 def store_results(
     session: Session, stored: StoredSupercell, level_id: int, rows: Sequence[NewResult], *, origin: Origin
 ) -> Ledger:
@@ -117,14 +127,15 @@ def store_results(
     """
     assert len({row.name for row in rows}) == len(rows)
     ledger = Ledger()
-    # one transaction at a time takes results of a supercell in; who adds configurations is not held up
-    session.execute(select(tables.Supercell.id).where(tables.Supercell.id == stored.id).with_for_update(key_share=True))
+    lock_results(session, stored.id)
     good = [row for row in rows if _is_finite(row, ledger)]
     ids = add_configurations(session, stored, [row.result.configuration for row in good])
     placed = dict(zip((row.name for row in good), ids, strict=True))
     standing = _refuse_withdrawn(session, level_id, placed, good, origin=origin, ledger=ledger)
     chosen = _choose(session, level_id, placed, standing, ledger=ledger)
     calculations = finish_calculations(session, level_id, chosen)
+    ledger.refusals += [(row.name, _RUNNING) for i, row in chosen.items() if i not in calculations]  # claimed just now
+    chosen = {i: row for i, row in chosen.items() if i in calculations}
     pristine = next((r.result.energy for r in chosen.values() if r.result.configuration.n_defects == 0), None)
     references: dict[str, Any] = {
         "pristine_energy": queries.pristine_energy(session, stored.id, level_id) if pristine is None else pristine,
@@ -159,6 +170,7 @@ def store_result(
     ledger = Ledger()
     if not _is_finite(row, ledger):
         raise InputError(f"the result of calculation {calculation_id} cannot be stored: {ledger.refusals[0][1]}")
+    lock_results(session, stored.id)  # a pristine result that is withdrawn meanwhile is no reference
     calculation = session.get_one(tables.Calculation, calculation_id)
     held = session.get_one(tables.Configuration, calculation.configuration_id)
     canonical, _ = canonical_form(stored.symmetry, result.configuration)
@@ -328,7 +340,7 @@ def _choose(
                 )
                 ledger.notes.append((row.name, note))
         elif identifier in running:
-            ledger.refusals.append((row.name, "a worker is calculating this configuration; add the result afterwards"))
+            ledger.refusals.append((row.name, _RUNNING))
         else:
             chosen[identifier] = row
             energies[identifier] = row.result.energy

@@ -16,6 +16,7 @@ from screening.database import provenance as rows
 from screening.database import tables
 from screening.errors import InputError
 from screening.pipeline.provenance import Affected, affected
+from screening.pipeline.result_rows import lock_results
 
 
 def retract(session: Session, result_id: int, reason: str) -> Affected:
@@ -27,9 +28,20 @@ def retract(session: Session, result_id: int, reason: str) -> Affected:
     """
     if not reason.strip():
         raise InputError("a result is withdrawn for a reason that others can read; say why")
+    supercell_id = session.scalar(
+        select(tables.Configuration.supercell_id)
+        .join(tables.Calculation, tables.Calculation.configuration_id == tables.Configuration.id)
+        .join(tables.CalculationResult, tables.CalculationResult.calculation_id == tables.Calculation.id)
+        .where(tables.CalculationResult.id == result_id)
+    )
+    if supercell_id is not None:
+        lock_results(session, supercell_id)  # what is taken in at this moment may be derived from it too
     found = affected(session, result_id)
     result = session.execute(
-        select(tables.CalculationResult).where(tables.CalculationResult.id == result_id).with_for_update()
+        select(tables.CalculationResult)
+        .where(tables.CalculationResult.id == result_id)
+        .with_for_update()
+        .execution_options(populate_existing=True)
     ).scalar_one()
     if result.retracted_at is not None:
         raise InputError(
@@ -44,7 +56,7 @@ def retract(session: Session, result_id: int, reason: str) -> Affected:
             .values(formation_energy=None, formation_energy_per_site=None)
         )
     result.retracted_at, result.retraction = func.now(), reason
-    calculation = session.get_one(tables.Calculation, result.calculation_id)
+    calculation = session.get_one(tables.Calculation, result.calculation_id, populate_existing=True)
     calculation.state, calculation.error = "failed", f"its result was withdrawn: {reason}"
     calculation.lease_owner = calculation.lease_until = None
     session.flush()

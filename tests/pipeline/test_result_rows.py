@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import Engine, func, select, text, update
 from sqlalchemy.orm import Session
 
 from screening.database import listings, models, queries, tables
 from screening.database.design_query import DesignQuery
+from screening.database.session import session_scope
 from screening.defects.catalogue import catalogue_host
 from screening.defects.defect_types import Configuration, DefectType
 from screening.defects.host import Supercell
@@ -24,12 +29,12 @@ PRISTINE = Configuration((), ())
 
 
 def add(session: Session, stored: StoredSupercell, level_id: int, origin: Origin, **rows: tuple[str, float]) -> Ledger:
-    """Take results in, by their names: defect type (none: pristine) and energy."""
+    """Take results in, by their names: defects of one type (none: pristine) and energy."""
     new = []
-    for name, (defect, energy) in rows.items():
-        defect_type = DefectType.parse(defect) if defect else None
-        sites = () if defect_type is None else (int(stored.supercell.allowed(defect_type)[0]),)
-        configuration = Configuration(sites, () if defect_type is None else (defect_type.code,))
+    for name, (defects, energy) in rows.items():
+        types = [DefectType.parse(defect) for defect in defects.split()]
+        sites = sorted(int(site) for site in stored.supercell.allowed(types[0])[: len(types)]) if types else []
+        configuration = Configuration(tuple(sites), tuple(defect_type.code for defect_type in types))
         new.append(NewResult(name, CalculationResult(configuration, energy, {"homo_lumo_gap_min": 1.0})))
     return store_results(session, stored, level_id, new, origin=origin)
 
@@ -157,3 +162,56 @@ def test_a_pristine_calculation_that_is_made_again_fills_them_too(session: Sessi
     result = CalculationResult(PRISTINE, -101.0, {})
     store_result(session, stored, pristine.calculation_id, result, dataset="calculations", row_name="pristine again")
     assert result_named(session, "vacancy").formation_energy == pytest.approx(4.0)
+
+
+def wait_until_held_up(engine: Engine, running: Future[Any]) -> None:
+    """Wait until a statement of another connection waits for a lock, or what runs has ended."""
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    while not running.done():
+        with engine.connect() as connection:
+            if connection.execute(waiting).scalar_one():
+                return
+        time.sleep(0.01)
+
+
+def test_what_is_taken_in_while_its_pristine_result_is_withdrawn_is_emptied_too(clean_engine: Engine) -> None:
+    with session_scope(clean_engine) as session:
+        stored, level_id = prepared(session)
+        pristine = result_named(session, "pristine").id
+
+    def withdraw_pristine() -> int:
+        with session_scope(clean_engine) as session:
+            return retract(session, pristine, "wrong cell").n_derived
+
+    with ThreadPoolExecutor(1) as pool:
+        with session_scope(clean_engine) as session:
+            add(session, stored, level_id, Origin("another test"), pair=("v_S v_S", -85.0))
+            assert result_named(session, "pair").formation_energy == pytest.approx(7.0)
+            running = pool.submit(withdraw_pristine)
+            wait_until_held_up(clean_engine, running)
+        assert running.result() == 2
+    with session_scope(clean_engine) as session:
+        assert result_named(session, "pair").formation_energy is None
+
+
+def test_what_a_worker_claims_meanwhile_is_refused(clean_engine: Engine) -> None:
+    with session_scope(clean_engine) as session:
+        stored, level_id = prepared(session)
+        calculation_id = withdraw(session, "vacancy")
+
+    def take_in() -> Ledger:
+        with session_scope(clean_engine) as session:
+            rows = {"again": ("v_S", -93.5), "pair": ("v_S v_S", -85.0)}
+            return add(session, stored, level_id, Origin("another test"), **rows)
+
+    with ThreadPoolExecutor(1) as pool:
+        with session_scope(clean_engine) as session:
+            claimed = {"state": "running", "lease_owner": "here:1:a", "lease_until": func.now(), "error": None}
+            session.execute(update(tables.Calculation).where(tables.Calculation.id == calculation_id).values(claimed))
+            running = pool.submit(take_in)
+            wait_until_held_up(clean_engine, running)
+        ledger = running.result()
+    assert ledger.new == ["pair"]
+    assert ledger.refusals == [("again", "a worker is calculating this configuration; add the result afterwards")]
