@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 from screening.database import loops as rows
 from screening.database import tables
 from screening.database.design_query import DesignQuery
+from screening.database.models import stands
 from screening.defects.defect_types import Configuration
 from screening.errors import InputError
 from screening.pipeline.hosts import load_supercell
@@ -219,7 +220,7 @@ def _proposed_mae(session: Session, round_id: int | None, what: str) -> float | 
         select(func.avg(func.abs(said.mean - value)))
         .join(result, result.id == said.result_id)
         .join(tables.Calculation, tables.Calculation.id == result.calculation_id)
-        .where(tables.Calculation.round_id == round_id, said.property == what)
+        .where(tables.Calculation.round_id == round_id, said.property == what, stands())
     )
 
 

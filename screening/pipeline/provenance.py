@@ -25,6 +25,7 @@ from screening.pipeline.hosts import load_supercell
 from screening.pipeline.pretrained import has_card, unpack_model
 
 N_NEAREST = 8
+_LARGEST_ID, _LARGEST_CANDIDATE = 2**31 - 1, 2**63 - 1  # that their columns hold
 _SCALE = (3.0, 0.3)  # angstrom, and a length: of the environments, the middle of what the regression tries
 _MOST_COMPARED = 20_000  # results; each costs 0.1 ms
 
@@ -141,8 +142,9 @@ def find_result(session: Session, text: str) -> int:
         InputError: several have this name.
     """
     result = tables.CalculationResult
-    if text.isdecimal() and session.get(result, int(text)) is not None:
-        return int(text)
+    identifier = _id_in(text)
+    if identifier is not None and session.get(result, identifier) is not None:
+        return identifier
     dataset, separator, name = text.partition(":")
     named = [result.row_name == text]
     found = session.execute(select(result.id, result.dataset).where(*named).order_by(result.id)).all()
@@ -158,6 +160,11 @@ def find_result(session: Session, text: str) -> int:
         names = ", ".join(f"{row.id} of {row.dataset}" for row in found[:5])
         raise InputError(f"{len(found)} results are called {text!r}: {names}; name one by its id, or as DATASET:NAME")
     return int(found[0].id)
+
+
+def _id_in(text: str) -> int | None:
+    """The id that a text is; None if no row can have it."""
+    return int(text) if text.isdecimal() and len(text) < 11 and int(text) <= _LARGEST_ID else None
 
 
 def find_candidate(session: Session, text: str, campaign_name: str | None = None) -> FoundCandidate:
@@ -205,14 +212,14 @@ def find_ranked(session: Session, ranking: str, rank: int) -> FoundCandidate:
         UnknownNameError: there is no such ranking or row.
     """
     table, row, place = tables.Ranking, tables.RankingRow, tables.RankingCampaign
-    by_id = int(ranking) if ranking.isdecimal() else None
+    by_id = _id_in(ranking)
     stored = session.scalar(select(table).where(table.name == ranking)) or (
         None if by_id is None else session.get(table, by_id)
     )
     if stored is None:
         known = ", ".join(str(i) for i in session.scalars(select(table.id).order_by(table.id.desc()).limit(8)))
         raise UnknownNameError(f"there is no ranking {ranking!r}; the newest are {known or 'none'}")
-    found = session.get(row, (stored.id, rank))
+    found = session.get(row, (stored.id, min(rank, _LARGEST_ID)))
     if found is None:
         raise UnknownNameError(f"ranking {ranking} has no rank {rank}; `screening ranking show {ranking}` lists it")
     of_row = session.get(place, (stored.id, found.place))
@@ -239,6 +246,8 @@ def defects_of(sites: Sequence[int], codes: Sequence[int]) -> tuple[str, ...]:
 
 def _candidate(session: Session, campaign: tables.Campaign, identifier: int) -> FoundCandidate | None:
     row = tables.Candidate
+    if identifier > _LARGEST_CANDIDATE:
+        return None
     found = session.execute(
         select(row, tables.Arrangement.defect_types)
         .join(tables.Arrangement, tables.Arrangement.id == row.arrangement_id)

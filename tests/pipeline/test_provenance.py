@@ -256,3 +256,15 @@ def test_with_a_pristine_result_go_the_formation_energies(session: Session, chai
     assert (row.formation_energy, row.formation_energy_per_site) == (None, None)
     assert row.homo_lumo_gap_min is not None
     assert retracted_below(session, chain.other) == [chain.pristine]
+
+
+@pytest.mark.parametrize("number", ["99999999999", "9" * 30])
+def test_a_number_that_no_id_can_be_is_not_found(session: Session, chain: Chain, number: str) -> None:
+    with pytest.raises(UnknownNameError, match=f"no result '{number}'"):
+        find_result(session, number)
+    with pytest.raises(UnknownNameError, match=f"no candidate {number}"):
+        find_candidate(session, f"{chain.campaign}:{number}")
+    with pytest.raises(UnknownNameError, match=f"no ranking '{number}'"):
+        find_ranked(session, number, 1)
+    with pytest.raises(UnknownNameError, match=f"no rank {number}"):
+        find_ranked(session, str(chain.ranking), int(number))

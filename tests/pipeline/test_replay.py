@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, func, select, update
+from sqlalchemy import Engine, delete, func, select, update
 
 from screening.database import tables
 from screening.database.design_query import DesignQuery
@@ -16,6 +16,7 @@ from screening.errors import InputError
 from screening.pipeline.hosts import add_configurations, add_supercell
 from screening.pipeline.loop_report import LoopPoint, LoopReport, report, write_report
 from screening.pipeline.replay import NO_RESULT, Replay, begin, play, read_replay
+from screening.pipeline.retraction import retract
 from tests.pipeline.made_loops import calculate_round, end_training, make_world, other_order, start, step
 from tests.synthetic_2dmd import ROWS, write_subset
 
@@ -140,6 +141,34 @@ def test_a_report_has_a_point_for_each_ranking(clean_engine: Engine, monkeypatch
     ]  # fmt: skip
     assert found.points[1].best == lowest
     assert (found.property, found.direction) == ("formation_energy_per_site", "lowest")
+
+
+def test_a_withdrawn_result_does_not_count_to_the_error_of_its_round(clean_engine: Engine) -> None:
+    from screening.pipeline.loop_report import _proposed_mae
+
+    make_world(clean_engine)
+    loop_id = start(clean_engine)
+    for _ in range(2):
+        step(clean_engine, loop_id)
+    calculate_round(clean_engine, loop_id)
+    what, errors = "formation_energy_per_site", (1.0, 2.0, 6.0)
+    with session_scope(clean_engine) as session:
+        round_id = session.get_one(tables.Loop, loop_id).round_id
+        found = session.scalars(
+            select(tables.CalculationResult)
+            .join(tables.Calculation, tables.Calculation.id == tables.CalculationResult.calculation_id)
+            .where(tables.Calculation.round_id == round_id)
+            .order_by(tables.CalculationResult.id)
+        ).all()
+        session.execute(delete(tables.ResultPrediction))
+        for row, error in zip(found, errors, strict=True):
+            assert row.formation_energy_per_site is not None
+            said = {"mean": row.formation_energy_per_site + error, "std": 0.1, "half_width": 0.2}
+            session.add(tables.ResultPrediction(result_id=row.id, model_id=1, property=what, **said))
+        session.flush()
+        assert _proposed_mae(session, round_id, what) == pytest.approx(3.0)
+        retract(session, found[2].id, "wrong")
+        assert _proposed_mae(session, round_id, what) == pytest.approx(1.5)
 
 
 def test_a_report_is_a_table_and_plots(tmp_path: Path) -> None:
