@@ -30,6 +30,7 @@ NONMETALS = CHALCOGENS | {
     "H", "He", "B", "C", "N", "F", "Ne", "Si", "P", "Cl", "Ar", "Ge", "As", "Br", "Kr", "I", "Xe",
 }  # fmt: skip
 _TOLERANCE = 1e-6  # eV
+_ROUNDING = 1e-3  # eV per atom, by which numbers that are given may miss the energy of the host
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ def potentials_of(
         By element; those without a reference are left out where only references are asked for.
 
     Raises:
-        InputError: the condition is none of the host, a reference or the host's energy is not known, or a number is
-            outside of what the host is stable at.
+        InputError: the condition is none of the host or goes with a number for one of its elements, a reference or
+            the host's energy is not known, or numbers are outside of what the host is stable at.
     """
     row = tables.ChemicalPotential
     known = {p.element: (p.energy, p.source) for p in session.scalars(select(row).where(row.level_id == level_id))}
@@ -75,11 +76,13 @@ def potentials_of(
             "(`screening import`, `screening results add`)"
         )
     references = {element: energy for element, (energy, _) in known.items()}
-    ranges = _ranges(host, _energy_of_cell(session, level_id, supercell), references)
+    cell_energy = _energy_of_cell(session, level_id, supercell)
+    ranges = _ranges(host, cell_energy, references)
     chosen = _of_condition(host, potentials, ranges)
     for element, energy in potentials.given.items():
         _check_range(element, energy, ranges.get(element, (-np.inf, references[element])))
     chosen |= dict(potentials.given)
+    _check_equilibrium(host, potentials, cell_energy)
     chosen = _in_equilibrium(host, chosen, potentials, ranges) | chosen
     for element, energy in chosen.items():
         source = "given" if element in potentials.given else str(potentials)
@@ -129,10 +132,16 @@ def _of_condition(host: tables.Host, potentials: Potentials, ranges: _Ranges) ->
 
 
 def _check_condition(host: tables.Host, potentials: Potentials) -> None:
-    """Make sure that a host has a condition, and that it leaves nothing open."""
+    """Make sure that a host has a condition, and that it leaves nothing open and nothing said twice."""
     if potentials.condition == REFERENCE:
         return
     elements = list(dict.fromkeys(host.species))
+    twice = [element for element in elements if element in potentials.given]
+    if twice:
+        raise InputError(
+            f"potentials are {potentials}, and {potentials.condition} says that of {' and '.join(twice)} already, of "
+            f"which {host.name} consists; give the condition or the number"
+        )
     if _rich_element(potentials.condition, elements) is None:
         possible = ", ".join(
             [f"{element}-rich" for element in elements]
@@ -177,6 +186,24 @@ def _check_range(element: str, energy: float, allowed: tuple[float, float]) -> N
             f"the chemical potential of {element} is {energy:g} eV; expected {between} eV, where the host is stable "
             "and no elemental phase forms"
         )
+
+
+def _check_equilibrium(host: tables.Host, potentials: Potentials, cell_energy: float | None) -> None:
+    """Make sure that a host whose elements all have a number is in equilibrium with itself."""
+    numbers = Counter(host.species)
+    if cell_energy is None or not numbers.keys() <= potentials.given.keys():
+        return
+    given = potentials.given
+    total = sum(n * given[element] for element, n in numbers.items())
+    if abs(total - cell_energy) <= _ROUNDING * len(host.species):
+        return
+    last = list(numbers)[-1]
+    fits = given[last] - (total - cell_energy) / numbers[last]
+    others = "".join(f"{', ' if i else ' with '}{e}={given[e]:g}" for i, e in enumerate(list(numbers)[:-1]))
+    raise InputError(
+        f"the chemical potentials of {host.name} sum up to {total:.4f} eV per unit cell, whose energy is "
+        f"{cell_energy:.4f} eV, so that the host is not in equilibrium; expected {last}={fits:.4f}{others}"
+    )
 
 
 def _energy_of_cell(session: Session, level_id: int, supercell: tables.Supercell) -> float | None:

@@ -93,12 +93,23 @@ def test_the_host_stays_in_equilibrium_where_one_of_its_potentials_is_given(
     assert of["S"].source == "given"
 
 
+def test_both_potentials_of_the_host_may_be_given_as_they_are_printed(
+    session: Session, supercell: tables.Supercell
+) -> None:
+    other = round(CELL - 2 * -4.6, 4)
+    of = found(session, supercell, f"S=-4.6,Mo={other}")
+    assert (of["S"].energy, of["Mo"].energy) == (-4.6, other)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("S=-4.0", r"potential of S is -4 eV; expected from -5\.45\d\d to -4\.1270 eV"),
         ("S=-6", r"expected from -5\.45\d\d to -4\.1270 eV"),
         ("Se=-3.0", r"potential of Se is -3 eV; expected at most -3\.4800 eV"),
+        ("metal-rich,Mo=-12", "metal-rich says that of Mo already, of which MoS2 consists; give the condition or"),
+        ("S-rich,S=-4.5", "S-rich says that of S already"),
+        ("S=-4.6,Mo=-11", r"sum up to -20\.2000 eV .* is -21\.8455 eV, .*; expected S=-5\.4228 with Mo=-11"),
         ("B-rich", "potentials are B-rich, and MoS2 has Mo-rich, S-rich, metal-rich, chalcogen-rich"),
         ("metal-rich,W=-12", "no reference of W is known at the level of theory 'PBE'; known are Mo, S, Se"),
     ],
