@@ -170,7 +170,9 @@ def _joint(loadings: list[ColumnElement[float]], ends: list[_Ends]) -> ColumnEle
 
         below_high = literal(1.0) if high is None else given_x(high)
         product = product * (below_high - (literal(0.0) if low is None else given_x(low)))
-    return select(func.sum(product, type_=Float)).select_from(factor).scalar_subquery()
+    # by itself it would correlate with the statement around it only, and read the CTE of shifts once more
+    total = select(func.sum(product, type_=Float)).select_from(factor).correlate_except(factor)
+    return total.scalar_subquery()
 
 
 def _normal_cdf(z: ColumnElement[Any]) -> ColumnElement[float]:
