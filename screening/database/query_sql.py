@@ -105,25 +105,28 @@ class Cursor:
     campaign_id: int
     candidate: int
 
-    def encode(self, query: DesignQuery) -> str:
-        """As text, good for the same query with any limit."""
-        content = json.dumps({"query": _digest(query), **asdict(self)})
+    def encode(self, query: DesignQuery, branches: Sequence[Branch]) -> str:
+        """As text, good for the same query of the same campaigns with any limit."""
+        content = json.dumps({"query": _digest(query, branches), **asdict(self)})
         return base64.urlsafe_b64encode(content.encode()).decode().rstrip("=")
 
     @classmethod
-    def decode(cls, text: str, query: DesignQuery) -> Cursor:
+    def decode(cls, text: str, query: DesignQuery, branches: Sequence[Branch]) -> Cursor:
         """Read what `encode` wrote.
 
         Raises:
-            InputError: it is no cursor, or one of another query.
+            InputError: it is no cursor, or one of another query, of other campaigns or chemical potentials.
         """
         try:
             fields = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
             digest, cursor = fields.pop("query"), cls(**fields)
         except (ValueError, TypeError, KeyError, AttributeError, binascii.Error) as error:
             raise InputError(f"{text!r} is no cursor; give the one that the page before has printed") from error
-        if digest != _digest(query):
-            raise InputError("the cursor is of another design query; ask the same one, or begin without --after")
+        if digest != _digest(query, branches):
+            raise InputError(
+                "the cursor is of another design query, or another campaign or other chemical potentials answer it "
+                "now; ask the same one of the same campaign, or begin without --after"
+            )
         return cursor
 
 
@@ -519,7 +522,8 @@ def _rounded(probability: ColumnElement[float]) -> ColumnElement[Any]:
     return func.round(probability * 1e6, type_=Float) / 1e6
 
 
-def _digest(query: DesignQuery) -> str:
+def _digest(query: DesignQuery, branches: Sequence[Branch]) -> str:
     fields = query.stored()
     fields.pop("limit")
+    fields["branches"] = [(branch.campaign_id, sorted(branch.shifts.items())) for branch in branches]
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]

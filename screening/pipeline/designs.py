@@ -71,8 +71,9 @@ def run_design_query(
         InputError: the model is not there, lacks a property of the query, or has not scored what it asks for.
     """
     answers = resolve(session, query, model_name=model_name, campaign_name=campaign_name)
-    cursor = None if after is None else Cursor.decode(after, query)
-    statement = compile_query(query, [answer.branch for answer in answers], after=cursor)
+    branches = [answer.branch for answer in answers]
+    cursor = None if after is None else Cursor.decode(after, query, branches)
+    statement = compile_query(query, branches, after=cursor)
     names = dict(session.execute(select(tables.DefectType.id, tables.DefectType.name)).all())
     rows = []
     for found in session.execute(statement).mappings():
@@ -88,7 +89,7 @@ def run_design_query(
         to_sql(statement), first.model, first.model_id, first.campaign, first.campaign_id, first.search_space_id,
         first.search_space, sum(answer.candidates for answer in answers), rows,
         newer_in_production(session, first.model_id), tuple(answers),
-        None if last is None else Cursor(last["key"], last["campaign_id"], last["candidate"]).encode(query),
+        None if last is None else Cursor(last["key"], last["campaign_id"], last["candidate"]).encode(query, branches),
     )  # fmt: skip
 
 

@@ -52,7 +52,8 @@ def resolve(
 
     Raises:
         UnknownNameError: there is no such host, campaign, model or level of theory.
-        InputError: nothing that is finished can answer the query, or its places are at several levels of theory.
+        InputError: nothing that is finished can answer the query, or its places are at several levels of theory or
+            twice the same.
     """
     if campaign_name is not None and len(query.places) > 1:
         raise InputError(
@@ -65,12 +66,25 @@ def resolve(
         )
         for place in query.places
     ]
+    _check_distinct(query, [campaign for campaign, _ in found])
     levels = {model.level_id: model.name for _, model in found}
     if len(levels) > 1:
         names = [f"{name} at {session.get_one(tables.LevelOfTheory, i).name!r}" for i, name in levels.items()]
         raise InputError(f"the places are answered by {', '.join(names)}; a ranking is at one level: give level")
     check_types(session, query, [campaign for campaign, _ in found])
     return [_answer(session, query, place, *answering) for place, answering in enumerate(found)]
+
+
+def _check_distinct(query: DesignQuery, campaigns: list[tables.Campaign]) -> None:
+    """Make sure that no campaign answers for two places, which would give its rows twice."""
+    first: dict[int, str] = {}
+    for place, campaign in zip(query.places, campaigns, strict=True):
+        if campaign.id in first:
+            raise InputError(
+                f"the places {first[campaign.id]} and {place} are the same one, which campaign {campaign.name} "
+                "answers; name it once"
+            )
+        first[campaign.id] = str(place)
 
 
 def _answer(

@@ -215,18 +215,23 @@ def test_pages_put_together_are_the_whole(session: Session, ids: Any, rows: list
         if len(part) < 37:
             break
         last = Cursor(part[-1].key, part[-1].campaign_id, part[-1].candidate)
-        after = Cursor.decode(last.encode(page), whole)
+        after = Cursor.decode(last.encode(page, [branch]), whole, [branch])
     assert found == expected
     assert len(expected) > 74
 
 
 def test_a_cursor_of_another_query_or_none_at_all_is_refused() -> None:
-    cursor = Cursor(1.0, 2, 3).encode(DesignQuery.of(host="MoS2"))
-    with pytest.raises(InputError, match="the cursor is of another design query"):
-        Cursor.decode(cursor, DesignQuery.of(host="MoS2", sort=GAP))
+    query, branch = DesignQuery.of(host="MoS2"), Branch(2, shifts=SHIFTS)
+    cursor = Cursor(1.0, 2, 3).encode(query, [branch])
+    for other, answering in (
+        (DesignQuery.of(host="MoS2", sort=GAP), branch), (query, Branch(4, shifts=SHIFTS)), (query, Branch(2)),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match="another design query, or another campaign or other chemical potentials"):
+            Cursor.decode(cursor, other, [answering])
+    assert Cursor.decode(cursor, query, [branch]) == Cursor(1.0, 2, 3)
     for wrong in ("nothing", "e30", ""):
         with pytest.raises(InputError, match="is no cursor"):
-            Cursor.decode(wrong, DesignQuery.of(host="MoS2"))
+            Cursor.decode(wrong, query, [branch])
 
 
 def test_the_closest_come_from_both_sides(session: Session, ids: Any, rows: list[Row]) -> None:
@@ -364,6 +369,29 @@ def test_two_windows_hold_as_the_bivariate_normal_distribution_says(
         joint = multivariate_normal([0.0, 0.0], [[1.0, correlation], [correlation, 1.0]])
         expected = joint.cdf(high, lower_limit=low)
         assert row.probability == pytest.approx(expected, abs=tolerance)
+
+
+def test_correlated_windows_hold_for_energies_that_are_shifted_by_arrangement(
+    session: Session, ids: Any, rows: list[Row]
+) -> None:
+    windows = [f"{GAP}=0.7:1.9", f"{PER_SITE}=0.4:1.6"]
+    query = DesignQuery.of(host="MoS2", potentials="S-rich", windows=windows, confidence=0.5, limit=1000)
+    loading = 0.5**0.5
+    spreads = Spreads({}, {GAP: (loading,), PER_SITE: (loading,)})
+    found = {
+        r.candidate: r.probability for r in ask(session, query, Branch(ids.campaign, spreads=spreads, shifts=SHIFTS))
+    }
+    joint = multivariate_normal([0.0, 0.0], [[1.0, 0.5], [0.5, 1.0]])
+    expected = {}
+    for row in map(shifted, rows):
+        low, high = (
+            [(end - row.mean[name]) / row.std[name] for end, name in ((a, GAP), (b, PER_SITE))]
+            for a, b in ((0.7, 0.4), (1.9, 1.6))
+        )
+        expected[row.id] = float(joint.cdf(high, lower_limit=low))
+    assert not [i for i, p in expected.items() if (p > 0.5 + 1e-3) != (i in found) and abs(p - 0.5) > 1e-3]
+    assert 20 < len(found) < len(rows)
+    assert list(found.values()) == pytest.approx([expected[i] for i in found], abs=1e-3)
 
 
 def test_loadings_give_back_correlations_that_one_factor_can_hold() -> None:

@@ -238,3 +238,20 @@ def test_an_empty_ranking_can_be_kept(session: Session) -> None:
     assert table.rows == []
     store_ranking(session, query, table)
     assert session.scalar(select(func.count()).select_from(tables.RankingRow)) == 0
+
+
+def test_a_place_that_is_named_twice_is_refused(session: Session) -> None:
+    scored(session, add_model(session, "m", add_level(session)))
+    with pytest.raises(InputError, match=r"the places MoS2 4x4 and MoS2 .*are the same one, which campaign m-\d+ answ"):
+        run_design_query(session, DesignQuery.of(places=["MoS2 4x4", "MoS2"], limit=3))
+
+
+def test_a_cursor_is_of_the_campaign_that_answered(session: Session) -> None:
+    level_id = add_level(session)
+    scored(session, add_model(session, "m", level_id))
+    query = DesignQuery.of(host="MoS2", limit=5)
+    first = run_design_query(session, query)
+    assert run_design_query(session, query, after=first.after).rows
+    scored(session, add_model(session, "newer", level_id))
+    with pytest.raises(InputError, match="another campaign or other chemical potentials answer it now"):
+        run_design_query(session, query, after=first.after)
