@@ -71,6 +71,7 @@ def advance(engine: Engine, loop_id: int) -> Advanced | None:
             with session.begin_nested():
                 return _STAGES[stage](session, loop, current_step(session, loop))
         except NothingLeftError as error:
+            finish_step(current_step(session, loop), "nothing is left to calculate")
             end(session, loop, "finished", f"nothing is left to calculate: {error}")
         except InputError as error:
             end(session, loop, "failed", str(error))
@@ -202,9 +203,10 @@ def _rescore(session: Session, loop: tables.Loop, step: tables.LoopStep) -> Adva
 
 
 def _n_changed(session: Session, loop: tables.Loop, step: tables.LoopStep) -> int | None:
-    """Of the best rows those that the ranking before did not have; None where that says nothing.
+    """How many of the best rows have come, or have gone, since the ranking before; None where that says nothing.
 
-    That is so for the first ranking, one without rows, and one by the version that has made the last one.
+    The larger of both numbers: a list that only gets shorter has changed. Nothing is said by the first ranking, one
+    without rows after another, and one by the version that has made the last one.
     """
     table = tables.LoopStep
     before = session.scalar(
@@ -215,10 +217,10 @@ def _n_changed(session: Session, loop: tables.Loop, step: tables.LoopStep) -> in
         .limit(1)
     )
     assert step.ranking_id is not None
-    now = best_rows(session, step.ranking_id, loop.top)
-    if before is None or before.model_id == step.model_id or before.ranking_id is None or not now:
+    if before is None or before.model_id == step.model_id or before.ranking_id is None:
         return None
-    return len(now - best_rows(session, before.ranking_id, loop.top))
+    now, then = (best_rows(session, ranking_id, loop.top) for ranking_id in (step.ranking_id, before.ranking_id))
+    return max(len(now - then), len(then - now)) if now or then else None
 
 
 def _n_aside(session: Session, round_id: int | None) -> int:

@@ -197,6 +197,32 @@ def test_a_ranking_by_the_same_version_says_nothing(world: Engine) -> None:
     assert loop_of(world)["state"] == "running"
 
 
+@pytest.mark.parametrize("n_left", [2, 0])
+def test_a_list_of_the_best_that_gets_shorter_has_changed(world: Engine, n_left: int) -> None:
+    loop_id = start(world, patience=1)
+    for _ in range(4):
+        bring_on(world, loop_id)
+        step(world, loop_id)
+    end_training(world)
+    assert [step(world, loop_id) for _ in range(2)] == ["learn", "rescore"]
+    with session_scope(world) as session:  # as if fewer satisfied the query from now on
+        design = session.scalars(select(tables.Design)).one()
+        energies = session.scalars(
+            select(tables.RankingValue.mean)
+            .where(tables.RankingValue.property == "formation_energy_per_site")
+            .order_by(tables.RankingValue.rank)
+        ).all()
+        assert len(energies) == 5
+        at_most = (energies[n_left - 1] + energies[n_left]) / 2 if n_left else energies[0] - 1.0
+        window = {"property": "formation_energy_per_site", "high": at_most}
+        design.query = QUERY.model_validate(QUERY.stored() | {"windows": [window]}).stored()
+    assert step(world, loop_id) == "rank"
+    with session_scope(world) as session:
+        last = [found for found in steps_of(session, loop_id) if found["stage"] == "rank"][-1]
+        assert last["n_changed"] == 5 - n_left
+    assert loop_of(world)["state"] == "running"
+
+
 def test_it_ends_after_so_many_calculations(world: Engine) -> None:
     loop_id = start(world, batch=3, max_calculations=4, patience=9)
     for _ in range(30):
@@ -222,6 +248,10 @@ def test_it_ends_when_nothing_is_left_to_calculate(world: Engine) -> None:
     loop = loop_of(world)
     assert loop["state"] == "finished"
     assert loop["remark"].startswith("nothing is left to calculate")
+    with session_scope(world) as session:
+        last = steps_of(session, loop_id)[-1]
+    assert (last["stage"], last["finished_at"] is not None) == ("propose", True)
+    assert last["remark"] == "nothing is left to calculate"
 
 
 def test_a_round_of_which_nothing_finished_ends_it_with_the_reason_until_it_is_resumed(world: Engine) -> None:
