@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+LEAST_TEXT = 12  # characters to which a column of texts may be folded; a narrower one is unreadable
 POLL_S = 0.5
 NO_WORKER_S = 20.0  # a worker that is idle answers within seconds
 
@@ -44,8 +45,22 @@ def note(text: str) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print a table; numbers to the right."""
-    show(table_of(columns, rows))
+    """Print a table; numbers to the right.
+
+    Where a terminal is too narrow for all columns, each row becomes a list of its columns, so that none is left out; a
+    file has lines as long as they need to be.
+    """
+    from rich.console import Console
+
+    widths = _widths(columns, rows)
+    if not sys.stdout.isatty():
+        Console(width=sum(widths) + 2 * len(widths) + 1).print(table_of(columns, rows), highlight=False)
+        return
+    console = Console()
+    least = sum(width if _is_numeric(rows, c) else min(width, LEAST_TEXT) for c, width in enumerate(widths)) + 2 * max(
+        len(widths) - 1, 0
+    )  # a blank on either side
+    console.print(table_of(columns, rows) if least <= console.width else _lists_of(columns, rows), highlight=False)
 
 
 def show(renderable: RenderableType) -> None:
@@ -62,7 +77,7 @@ def table_of(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Renderabl
 
     table = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
     for c, column in enumerate(columns):
-        numeric = bool(rows) and all(_is_number(row[c]) for row in rows)
+        numeric = _is_numeric(rows, c)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
     for row in rows:
         table.add_row(*(Text(_cell(value)) for value in row))  # a Text is no markup: errors have brackets
@@ -139,6 +154,36 @@ def _bar(label: str) -> Iterator[Callable[[Tick], None]]:
             progress.update(task, completed=tick.done, total=tick.total or None, text=tick.text)
 
         yield advance
+
+
+def _widths(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[int]:
+    """The longest line of each column, its name included, in characters of a terminal."""
+    from rich.cells import cell_len
+
+    return [
+        max(cell_len(line) for text in (column, *(_cell(row[c]) for row in rows)) for line in text.split("\n"))
+        for c, column in enumerate(columns)
+    ]
+
+
+def _lists_of(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> RenderableType:
+    """Each row as lines of `column  value`, with an empty line between rows; no rows leave the names."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", overflow="fold")
+    table.add_column(overflow="fold")
+    for number, row in enumerate(rows or [[None] * len(columns)]):
+        if number:
+            table.add_row("", "")
+        for column, value in zip(columns, row, strict=True):
+            table.add_row(Text(column), Text(_cell(value)))
+    return table
+
+
+def _is_numeric(rows: Sequence[Sequence[Any]], column: int) -> bool:
+    return bool(rows) and all(_is_number(row[column]) for row in rows)
 
 
 def _is_number(value: Any) -> bool:
