@@ -61,7 +61,9 @@ def export(
     highest: Highest = False,
     confidence: Confidence = None,
     campaign: CampaignName = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="Rows at most; all that satisfy if not given.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="Rows at most; that of --query, or all that satisfy, if not given.")
+    ] = None,
     model: ModelName = None,
     format_: Annotated[
         str | None, typer.Option("--format", help=f"{_FORMATS}; what the file's name says if not given.")
@@ -83,7 +85,11 @@ def export(
         "max_defects": max_defects, "mu": mu, "sort": sort, "highest": highest, "confidence": confidence,
         "limit": limit,
     }  # fmt: skip
-    given = [name for name, value in {**options, "campaign": campaign, "model": model}.items() if value]
+    given = [
+        name
+        for name, value in {**options, "campaign": campaign, "model": model}.items()
+        if value not in (None, []) and value is not False
+    ]
     if (ranking is not None or sql is not None) and (given or None not in (ranking, sql)):
         named = ["ranking"] * (ranking is not None) + ["sql"] * (sql is not None) + given
         raise InputError(f"--{', --'.join(named)} are about different rows; give --ranking, --sql, or a design query")
@@ -143,8 +149,9 @@ def _source(
         return source_of_ranking(session, ranking)
     if sql is not None:
         return source_of_sql(session, sql)
-    everything = options | {"limit": options["limit"] or (_ALL_ROWS if options["query"] is None else None)}
-    asked = find_query(session, campaign, **everything)
+    asked = find_query(session, campaign, **options)
+    if "limit" not in asked.model_fields_set:
+        asked = asked.model_copy(update={"limit": _ALL_ROWS})
     return source_of_query(session, asked, model_name=model, campaign_name=campaign)
 
 

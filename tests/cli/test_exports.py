@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from screening.cli.exports import kind_of
 from screening.database.session import session_scope
@@ -83,6 +83,26 @@ def test_a_design_query_and_a_ranking_are_written_by_the_options_of_design(
     told = json.loads(export(clean_services, str(tmp_path / "a.json"), "--ranking", "1", "--json").stdout)
     assert (told["rows"], told["format"]) == (20, "json")
     assert len(json.loads((tmp_path / "a.json").read_text())) == 20
+
+
+def test_a_file_without_a_limit_means_all_rows_and_no_limit_is_zero(
+    clean_services: Settings, clean_engine: Engine, tmp_path: Path
+) -> None:
+    with session_scope(clean_engine) as session:
+        fill(session)
+        n_stored = session.execute(text("SELECT count(*) FROM candidate_predictions")).scalar_one()
+    assert n_stored > 20  # the limit of a design query that names none
+    query, table = tmp_path / "q.toml", tmp_path / "a.csv"
+    for limit, options, n_rows in (("", (), n_stored), ("limit = 4\n", (), 4), ("limit = 4\n", ("--limit", "7"), 7)):
+        query.write_text(f'host = "MoS2"\n{limit}')
+        told = json.loads(export(clean_services, str(table), "--query", str(query), *options, "--json").stdout)
+        assert told["rows"] == n_rows
+    table.unlink()
+    for options in (("--host", "MoS2"), ("--ranking", "1")):
+        refused = export(clean_services, str(table), *options, "--limit", "0")
+        assert refused.returncode == 1
+        assert "limit" in refused.stderr
+    assert not table.exists()
 
 
 def test_options_of_different_rows_are_refused(clean_services: Settings, tmp_path: Path) -> None:
