@@ -81,7 +81,7 @@ def source_of_ranking(session: Session, name: str) -> Source:
         UnknownNameError: there is no such ranking.
     """
     ranking = session.scalar(select(tables.Ranking).where(tables.Ranking.name == name))
-    if ranking is None and name.isdigit() and len(name) < 10:
+    if ranking is None and name.isdecimal() and len(name) < 10:
         ranking = session.get(tables.Ranking, int(name))
     if ranking is None:
         raise UnknownNameError(f"no ranking is called {name!r}; `screening ranking list` shows them")

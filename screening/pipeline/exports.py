@@ -210,14 +210,28 @@ def _write_parquet(
     with pyarrow.parquet.ParquetWriter(part, schema, compression="zstd") as writer:
         done = 0
         for block in read_blocks(connection, source, columns):
-            arrays = [
-                pyarrow.array(values, field.type)
-                for values, field in zip(zip(*block, strict=True), schema, strict=True)
-            ]
+            arrays = [_array(values, field) for values, field in zip(zip(*block, strict=True), schema, strict=True)]
             writer.write_table(pyarrow.Table.from_arrays(arrays, schema=schema), row_group_size=len(block))
             done += len(block)
             target.on_progress(done)
     return done
+
+
+def _array(values: Sequence[Any], field: pyarrow.Field) -> pyarrow.Array:
+    """A column of a block.
+
+    Raises:
+        InputError: its type does not hold a value, such as an array of arrays.
+    """
+    import pyarrow
+
+    try:
+        return pyarrow.array(values, field.type)
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
+        raise InputError(
+            f"column {field.name} does not fit into {field.type} of a Parquet file ({error}); expected numbers, texts, "
+            f"times or plain arrays of them: select {field.name}::text"
+        ) from error
 
 
 def read_blocks(

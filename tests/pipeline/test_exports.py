@@ -194,8 +194,18 @@ def test_a_saved_ranking_is_written_by_name_and_number(scored: Engine, tmp_path:
         for name_of in PROPERTIES:
             assert [row[name_of] for row in rows] == pytest.approx([row[f"{name_of}_mean"] for row in table.rows])
         assert "total_mag" not in rows[0]
-    with session_scope(scored) as session, pytest.raises(UnknownNameError, match="no ranking is called 'other'"):
-        source_of_ranking(session, "other")
+    for other in ("other", "²", "99999999999"):
+        with session_scope(scored) as session, pytest.raises(UnknownNameError, match=f"no ranking is called '{other}'"):
+            source_of_ranking(session, other)
+
+
+def test_arrays_of_arrays_are_refused_in_parquet_with_what_to_do(scored: Engine, tmp_path: Path) -> None:
+    nested = "SELECT n, '{{1,2},{3,4}}'::integer[]%s AS m FROM generate_series(1, 100000) AS n"
+    with pytest.raises(InputError, match=r"column m does not fit into list<.*select m::text"):
+        export_table(scored, source(scored, nested % ""), tmp_path / "a.parquet", kind="parquet")
+    assert list(tmp_path.iterdir()) == []
+    export_table(scored, source(scored, nested % "::text"), tmp_path / "a.parquet", kind="parquet")
+    assert pyarrow.parquet.read_table(tmp_path / "a.parquet")["m"][99_999].as_py() == "{{1,2},{3,4}}"
 
 
 @pytest.mark.parametrize(("name", "kind"), [("a.extxyz", "extxyz"), ("a", "poscar"), ("a.json", "json")])
