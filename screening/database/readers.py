@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from psycopg import Connection, sql
 from sqlalchemy import text
-from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.exc import DBAPIError, ProgrammingError
 from sqlalchemy.orm import Session
 
 from screening.errors import InputError, ServiceError, UnknownNameError
@@ -22,6 +22,15 @@ READER = "screening_reader"
 READ_ONLY = "-c default_transaction_read_only=on"
 AS_READER = f"-c role={READER} {READ_ONLY}"
 """Options of a connection (PGOPTIONS) whose session reads as the role, or as whoever connects."""
+
+_OWNED = text(
+    "SELECT o.identity FROM pg_shdepend AS d JOIN pg_roles AS r ON r.oid = d.refobjid "
+    "CROSS JOIN pg_identify_object(d.classid, d.objid, d.objsubid) AS o "
+    "WHERE r.rolname = :name AND d.refclassid = 'pg_authid'::regclass AND d.deptype = 'o' "
+    "AND d.dbid IN (0, (SELECT oid FROM pg_database WHERE datname = current_database())) "
+    "AND d.classid <> 'pg_largeobject'::regclass AND coalesce(o.schema, '') NOT LIKE 'pg\\_temp%' ORDER BY 1"
+)
+"""What somebody owns here besides large objects and temporary tables, which every reader can make."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,30}")
 
@@ -109,15 +118,34 @@ def list_readers(session: Session) -> list[Reader]:
 
 
 def drop_reader(session: Session, name: str) -> None:
-    """Take a person's access away; an open session of theirs goes on until it ends.
+    """Take a person's access away, with the large objects that they have made; an open session goes on until it ends.
 
     Raises:
         UnknownNameError: there is no such reader.
+        InputError: they own more than a reader can make, which would be dropped too.
+        ServiceError: the server refuses, since they own something in another database or we may not.
     """
     known = [reader.name for reader in list_readers(session)]
     if name not in known:
         raise UnknownNameError(f"no reader is called {name}; the readers are {', '.join(known) or 'none'}")
     connection = session.connection().connection.driver_connection
     assert isinstance(connection, Connection)
-    statement = sql.SQL("DROP ROLE {}").format(sql.Identifier(name)).as_string(connection)
-    session.connection().exec_driver_sql(statement)
+    owned = session.scalars(_OWNED, {"name": name}).all()
+    if owned:
+        raise InputError(
+            f"{name} owns {', '.join(owned[:3])}{' and more' if len(owned) > 3 else ''}, which readers cannot make; an "
+            f"administrator runs REASSIGN OWNED BY {name} TO somebody else first"
+        )
+    statements = ["DROP OWNED BY {}", "DROP ROLE {}"]
+    if not session.scalar(text("SELECT pg_has_role(:name, 'USAGE')"), {"name": name}):
+        statements.insert(0, "GRANT {} TO CURRENT_USER WITH INHERIT TRUE")  # who made a role may take its rights
+    try:
+        for statement in statements:
+            dropping = sql.SQL(statement).format(sql.Identifier(name)).as_string(connection)
+            session.connection().exec_driver_sql(dropping)
+    except DBAPIError as error:
+        reason = " ".join(str(error.orig).split())
+        raise ServiceError(
+            f"the server does not drop {name} ({reason}); an administrator runs DROP OWNED BY {name} in each database "
+            f"that is named, then DROP ROLE {name}"
+        ) from error

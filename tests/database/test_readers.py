@@ -20,7 +20,9 @@ def name(clean_engine: Engine) -> Iterator[str]:
     found = f"person_{secrets.token_hex(4)}"
     yield found
     with clean_engine.begin() as connection:
-        connection.execute(text(f"DROP ROLE IF EXISTS {found}"))
+        if connection.scalar(text("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = :name)"), {"name": found}):
+            connection.execute(text(f"DROP OWNED BY {found}"))
+            connection.execute(text(f"DROP ROLE {found}"))
 
 
 def login(engine: Engine, name: str, password: str) -> psycopg.Connection:
@@ -49,6 +51,39 @@ def test_a_reader_who_is_dropped_cannot_log_in(clean_engine: Engine, name: str) 
         assert name not in [reader.name for reader in list_readers(session)]
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
         login(clean_engine, name, password)
+
+
+def test_what_a_reader_who_switches_read_only_off_can_make_goes_with_them(clean_engine: Engine, name: str) -> None:
+    with session_scope(clean_engine) as session:
+        password = add_reader(session, name)
+    with login(clean_engine, name, password) as connection:
+        connection.execute("SET default_transaction_read_only = off")
+        made = connection.execute("SELECT lo_create(0)").fetchone()
+        assert made is not None
+        connection.execute("CREATE TEMPORARY TABLE mine (x integer)")
+        for refused in ("CREATE TABLE mine (x integer)", "CREATE SCHEMA mine", "DELETE FROM campaign_progress"):
+            with pytest.raises((psycopg.errors.InsufficientPrivilege, psycopg.errors.ObjectNotInPrerequisiteState)):
+                connection.execute(refused)
+        with session_scope(clean_engine) as session:
+            drop_reader(session, name)
+    with session_scope(clean_engine) as session:
+        left = "SELECT count(*) FROM pg_largeobject_metadata WHERE oid = :oid"
+        assert session.scalar(text(left), {"oid": made[0]}) == 0
+        assert not session.scalar(text("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = :name)"), {"name": name})
+
+
+def test_somebody_who_owns_tables_is_not_dropped_with_them(clean_engine: Engine, name: str) -> None:
+    with session_scope(clean_engine) as session:
+        add_reader(session, name)
+    with clean_engine.begin() as connection:
+        connection.execute(text("CREATE TABLE of_somebody (x integer)"))
+        connection.execute(text(f"ALTER TABLE of_somebody OWNER TO {name}"))
+    with session_scope(clean_engine) as session, pytest.raises(InputError, match=f"{name} owns public.of_somebody"):
+        drop_reader(session, name)
+    with session_scope(clean_engine) as session:
+        assert session.scalar(text("SELECT count(*) FROM of_somebody")) == 0
+        session.execute(text("DROP TABLE of_somebody"))
+        drop_reader(session, name)
 
 
 def test_only_readers_can_be_dropped(clean_engine: Engine) -> None:

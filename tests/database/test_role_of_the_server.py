@@ -8,10 +8,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 from sqlalchemy import URL, make_url, text
 
-from screening.database.readers import add_reader, role_problem
+from screening.database.readers import add_reader, drop_reader, list_readers, role_problem
 from screening.database.session import make_engine, migrate, session_scope
 from screening.errors import ServiceError
 from screening.services import down, up
@@ -100,5 +101,55 @@ def test_whoever_may_make_roles_takes_the_one_they_made(server: URL) -> None:
     migrate(engine)
     with session_scope(engine) as session:
         assert role_problem(session) is None
-        assert len(add_reader(session, "anna")) > 20
+        password = add_reader(session, "anna")
+    assert len(password) > 20
+    make_large_object(server.set(database="theirs", username="anna", password=password))
+    with session_scope(engine) as session:
+        drop_reader(session, "anna")
+        assert list_readers(session) == []
     engine.dispose()
+
+
+def test_a_reader_who_owns_something_in_another_database_is_not_dropped(server: URL) -> None:
+    engine = make_engine(server.render_as_string(hide_password=False))
+    migrate(engine)
+    with session_scope(engine) as session:
+        password = add_reader(session, "anna")
+    run(server, "CREATE DATABASE other")
+    make_large_object(server.set(database="other", username="anna", password=password))
+    with session_scope(engine) as session, pytest.raises(ServiceError, match=r"anna.*in database other.*DROP OWNED BY"):
+        drop_reader(session, "anna")
+    run(server.set(database="other"), "DROP OWNED BY anna")
+    with session_scope(engine) as session:
+        drop_reader(session, "anna")
+    engine.dispose()
+
+
+def test_what_the_page_gives_an_administrator_stops_readers_from_making_anything(server: URL) -> None:
+    page = (ROOT / "docs" / "sql.md").read_text()
+    commands = [line.split(";")[0] for line in page.splitlines() if line.startswith("REVOKE ")]
+    assert len(commands) > 2
+    assert server.database == "screening"
+    run(server, *commands)
+    engine = make_engine(server.render_as_string(hide_password=False))
+    migrate(engine)
+    with session_scope(engine) as session:
+        password = add_reader(session, "anna")
+    reader = server.set(drivername="postgresql", username="anna", password=password)
+    with psycopg.connect(reader.render_as_string(hide_password=False), autocommit=True) as connection:
+        connection.execute("SET default_transaction_read_only = off")
+        for statement in (
+            "SELECT lo_create(0)", "SELECT lo_creat(0)", "SELECT lo_from_bytea(0, 'x')",
+            "CREATE TEMPORARY TABLE x (y int)", "CREATE TABLE x (y int)", "SELECT lo_import('/etc/hostname')",
+        ):  # fmt: skip
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(statement)
+        assert connection.execute("SELECT count(*) FROM candidate_predictions").fetchone() == (0,)
+    engine.dispose()
+
+
+def make_large_object(reader: URL) -> None:
+    url = reader.set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("SET default_transaction_read_only = off")
+        connection.execute("SELECT lo_create(0)")
