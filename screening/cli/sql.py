@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -19,7 +19,7 @@ from screening.cli.project import Project
 from screening.errors import FileFormatError, InputError, ServiceError
 
 if TYPE_CHECKING:
-    from psycopg import Error
+    from psycopg import Connection, Error
 
 _HELP = "reads the documented views and changes nothing: \\dv lists them, \\d+ VIEW its columns, \\q ends"
 
@@ -74,7 +74,7 @@ def sql(
         _manage_readers(project, new_reader, drop_reader, as_json=as_json)
     elif command or file:
         statements = [*(command or []), *([_read(file)] if file else [])]
-        _print_results(_run(project, statements), as_csv=as_csv, as_json=as_json)
+        _print_results(_run(project, statements, is_text=as_csv), as_csv=as_csv, as_json=as_json)
     else:
         if as_csv or as_json:
             raise InputError("--csv and --json print the rows of a statement; give it with -c or -f")
@@ -121,8 +121,11 @@ def _read(file: Path) -> str:
         raise FileFormatError(f"{file} cannot be read ({error}); expected a file of SQL statements") from error
 
 
-def _run(project: Project, statements: Sequence[str]) -> list[_Rows]:
+def _run(project: Project, statements: Sequence[str], *, is_text: bool = False) -> list[_Rows]:
     """Run statements, each with several parts perhaps, and keep what returns rows.
+
+    Args:
+        is_text: leave values as the server writes them; arrays are lists of such texts.
 
     Raises:
         InputError: the server refuses one.
@@ -134,6 +137,8 @@ def _run(project: Project, statements: Sequence[str]) -> list[_Rows]:
     found = []
     try:
         with psycopg.connect(url, options=options, autocommit=True, application_name="screening sql") as connection:
+            if is_text:
+                _leave_texts(connection)
             for statement in statements:
                 cursor = connection.execute(statement.encode())
                 while True:
@@ -148,11 +153,22 @@ def _run(project: Project, statements: Sequence[str]) -> list[_Rows]:
     return found
 
 
+def _leave_texts(connection: Connection[Any]) -> None:
+    """Let values be the texts that COPY would write: `t`, `{"a": 1}`, `1 day`."""
+    from psycopg.types.string import TextLoader
+
+    for known in connection.adapters.types:
+        connection.adapters.register_loader(known.oid, TextLoader)
+
+
 def _print_results(results: Sequence[_Rows], *, as_csv: bool, as_json: bool) -> None:
     if (as_csv or as_json) and len(results) != 1:
         raise InputError(f"{len(results)} of the statements return rows; --csv and --json print those of one")
     if as_json:
         (result,) = results
+        twice = sorted({name for name in result.columns if result.columns.count(name) > 1})
+        if twice:
+            raise InputError(f"several columns are called {', '.join(twice)}; name each once with AS, or give --csv")
         rows = [dict(zip(result.columns, map(_plain, row), strict=True)) for row in result.rows]
         print_json({"columns": result.columns, "rows": rows})
     elif as_csv:
@@ -172,7 +188,16 @@ def _plain(value: Any) -> Any:
 
 def _flat(value: Any) -> Any:
     """As `screening export` writes it: the parts of an array joined by blanks."""
-    return " ".join(str(part) for part in value) if isinstance(value, list) else value
+    return " ".join(_parts(value)) if isinstance(value, list) else value
+
+
+def _parts(array: list[Any]) -> Iterator[str]:
+    """What array_to_string joins: parts of arrays in it too, and none that is null."""
+    for part in array:
+        if isinstance(part, list):
+            yield from _parts(part)
+        elif part is not None:
+            yield str(part)
 
 
 def _print_dictionary(project: Project) -> None:

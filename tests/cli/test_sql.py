@@ -9,6 +9,7 @@ import select
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, text
@@ -16,6 +17,7 @@ from sqlalchemy import Engine, text
 from screening.database.session import session_scope
 from screening.settings import Settings
 from tests.database.conftest import add_rows
+from tests.pipeline.made_gaps import fill
 
 PROGRAM = [sys.executable, "-c", "from screening.cli import main; main()"]
 
@@ -25,6 +27,10 @@ def environment(clean_services: Settings, clean_engine: Engine) -> dict[str, str
     """Of a command on a database with one campaign, `c1`."""
     with session_scope(clean_engine) as session:
         add_rows(session)
+    return environment_of(clean_services)
+
+
+def environment_of(clean_services: Settings) -> dict[str, str]:
     assert clean_services.database_url is not None
     assert clean_services.redis_url is not None
     return {
@@ -56,6 +62,17 @@ def test_a_statement_is_answered_as_a_table_as_csv_and_as_json(environment: dict
     }
 
 
+def test_csv_has_values_as_export_writes_them(environment: dict[str, str], tmp_path: Path) -> None:
+    statement = (
+        """SELECT '{"a": [1, null]}'::jsonb AS j, true AS b, interval '1 day 2 hours' AS i, 1::real AS r, NULL AS n, """
+        """'{{1,2},{3,NULL}}'::int[] AS m, '{t,f}'::bool[] AS l, timestamptz '2026-11-24 12:00+00' AS t"""
+    )
+    exported = tmp_path / "a.csv"
+    subprocess.run([*PROGRAM, "export", str(exported), "--sql", statement], env=environment, check=True, timeout=120)
+    assert sql(environment, "-c", statement, "--csv").stdout == exported.read_text()
+    assert exported.read_text().splitlines()[1].startswith('"{""a"": [1, null]}",t,1 day 02:00:00,1,,1 2 3,t f,2026-11')
+
+
 def test_statements_of_a_file_and_of_standard_input_are_run(environment: dict[str, str]) -> None:
     script = "SELECT 1 AS one; -- a remark with a ; in it\nSELECT '100 %' AS share;"
     assert sql(environment, "-f", "-", given=script).stdout.split() == [
@@ -79,13 +96,14 @@ def test_nothing_can_be_changed_and_the_message_says_what_can_be_read(environmen
 def test_options_that_do_not_go_together_are_refused(environment: dict[str, str]) -> None:
     for arguments, message in (
         (("-c", "SELECT 1; SELECT 2", "--csv"), "2 of the statements return rows"),
+        (("-c", "SELECT 1 AS x, 2 AS y, 3 AS x", "--json"), "several columns are called x; name each once with AS"),
         (("--csv",), "--csv and --json print the rows of a statement"),
         (("-c", "SELECT 1", "--dictionary"), "give one of -c or -f"),
         (("-f", "absent.sql"), "absent.sql cannot be read"),
     ):
         refused = sql(environment, *arguments)
         assert refused.returncode == 1
-        assert message in refused.stderr
+        assert message in refused.stderr + refused.stdout
 
 
 def test_a_reader_is_made_listed_and_dropped(environment: dict[str, str], clean_engine: Engine) -> None:
@@ -100,6 +118,21 @@ def test_a_reader_is_made_listed_and_dropped(environment: dict[str, str], clean_
     finally:
         with clean_engine.begin() as connection:
             connection.execute(text(f"DROP ROLE IF EXISTS {name}"))
+
+
+def test_the_select_of_a_design_query_is_run_by_the_owner_as_the_page_says(
+    clean_services: Settings, clean_engine: Engine
+) -> None:
+    with session_scope(clean_engine) as session:
+        fill(session)
+    environment = environment_of(clean_services)
+    design = [*PROGRAM, "design", "--campaign", "gaps", "--sql"]
+    printed = subprocess.run(design, env=environment, capture_output=True, text=True, check=True, timeout=120).stdout
+    page = (Path(__file__).parents[2] / "docs" / "sql.md").read_text()
+    assert 'echo "SET ROLE NONE;"' in page
+    assert "permission denied for table" in sql(environment, "-f", "-", given=printed).stderr
+    run = sql(environment, "-f", "-", given=f"SET ROLE NONE;\n{printed}")
+    assert run.stdout.splitlines()[-1] == "20 rows", run.stderr
 
 
 def test_statements_from_a_pipe_are_answered_by_psql(environment: dict[str, str]) -> None:
