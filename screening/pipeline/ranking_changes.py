@@ -1,7 +1,7 @@
 """What changed from one ranking to another: which candidates rose, fell, came or went, and why.
 
 Rows are the same if supercell, sites and defect types are. Of a candidate that is in one of the two only, the other
-campaign is asked what it predicts. The first cause that holds is given, in the order of `_cause`.
+campaign is asked what it predicts. The first cause that holds is given: a new result, then in the order of `_cause`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from screening.database import tables
@@ -65,10 +65,13 @@ def compare_rankings(session: Session, older: SavedRanking, newer: SavedRanking)
             continue
         row = new or old
         assert row is not None
-        cause = _cause(
-            old or _looked_up(session, older, row), new or _looked_up(session, newer, row), older, newer,
-            is_new=old is None,
-        )  # fmt: skip
+        if _is_calculated_since(session, old, new, older, newer):
+            cause = "calculated since"
+        else:
+            cause = _cause(
+                old or _looked_up(session, older, row), new or _looked_up(session, newer, row), older, newer,
+                is_new=old is None,
+            )  # fmt: skip
         changes.append(Change(row["host"], row["configuration"], tuple(row["sites"]), rank_before, rank_after, cause))
     return changes
 
@@ -77,12 +80,33 @@ def _key(row: dict[str, Any]) -> _Key:
     return row["supercell_id"], tuple(row["sites"]), tuple(row["codes"])
 
 
+def _is_calculated_since(
+    session: Session, old: dict[str, Any] | None, new: dict[str, Any] | None, older: SavedRanking, newer: SavedRanking
+) -> bool:
+    """Whether a row has a result that was not there when the older ranking was made."""
+    if new is None or not new["calculated"] or (old is not None and old["calculated"]):
+        return False
+    calculation, configuration = tables.Calculation, tables.Configuration
+    level_id = select(tables.Ranking.level_id).where(tables.Ranking.id == newer.id).scalar_subquery()
+    before = (
+        select(calculation.id)
+        .join(configuration, configuration.id == calculation.configuration_id)
+        .where(
+            configuration.supercell_id == new["supercell_id"],
+            configuration.sites == new["sites"],
+            configuration.defect_types == new["codes"],
+            calculation.level_id == level_id,
+            calculation.state == "finished",
+            func.coalesce(calculation.finished_at, calculation.created_at) < older.created_at,
+        )
+    )
+    return session.scalar(before.limit(1)) is None
+
+
 def _cause(
     old: dict[str, Any] | None, new: dict[str, Any] | None, older: SavedRanking, newer: SavedRanking, *, is_new: bool
 ) -> str:
-    """The first of the causes that holds."""
-    if new is not None and new["calculated"] and not (old is not None and old["calculated"]):
-        return "calculated since"
+    """The first of the causes that holds of a row without a new result."""
     if older.query.model_copy(update={"limit": newer.query.limit}) != newer.query:
         return f"another query: {_difference(older.query, newer.query)}"
     if old is None:
@@ -93,7 +117,16 @@ def _cause(
     if newer.query.windows and (old["probability"] >= confidence) != (new["probability"] >= confidence):
         verb = "rose to" if is_new else "fell below"
         return f"probability {verb} {confidence:g}: {old['probability']:.3f} before, {new['probability']:.3f} after"
-    return _of_values(old, new, older, newer) or "displaced by others"
+    return _of_values(old, new, older, newer) or _of_limits(old, new, older, newer) or "displaced by others"
+
+
+def _of_limits(old: dict[str, Any], new: dict[str, Any], older: SavedRanking, newer: SavedRanking) -> str | None:
+    """That a row lies beyond the number of rows that the other ranking has; rows that were looked up have no rank."""
+    if "rank" not in new and old["rank"] > newer.query.limit:
+        return f"beyond the limit of {newer.query.limit} rows"
+    if "rank" not in old and new["rank"] > older.query.limit:
+        return f"beyond the limit of {older.query.limit} rows before"
+    return None
 
 
 def _of_values(old: dict[str, Any], new: dict[str, Any], older: SavedRanking, newer: SavedRanking) -> str | None:
@@ -170,4 +203,4 @@ def _as_row(
         scores |= {f"{name}_mean": np.array([mean], np.float32), f"{name}_std": np.array([std], np.float32)}
     branch = load_branch(session, campaign, ranking.query)
     probability = probabilities(ranking.query, branch.spreads, scores, len(row["codes"]))
-    return {"values": values, "probability": float(probability[0]), "calculated": False}
+    return {"values": values, "probability": float(probability[0])}

@@ -169,7 +169,7 @@ def find_ranking(session: Session, name: str) -> tables.Ranking:
         UnknownNameError: there is none.
     """
     found = session.scalar(select(tables.Ranking).where(tables.Ranking.name == name))
-    if found is None and name.isdecimal():
+    if found is None and name.isdecimal() and len(name) < 10:  # a longer one is no id, nor a number that a column holds
         found = session.get(tables.Ranking, int(name))
     if found is None:
         known = ", ".join(session.scalars(select(_NAME).order_by(tables.Ranking.id.desc()).limit(10))) or "none"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import func, select, update
@@ -136,10 +138,8 @@ def test_another_query_is_the_cause_of_all(session: Session, campaign: tables.Ca
     assert {c.cause for c in compare_rankings(session, older, newer)} == {"another query: direction"}
 
 
-def test_what_was_calculated_since_is_said_first(session: Session, campaign: tables.Campaign) -> None:
-    older = kept(session)
-    row = older.rows[3]
-    change(session, row["candidate"], formation_energy_per_site_mean=-2.0)
+def calculate(session: Session, row: dict[str, Any], finished_at: Any) -> None:
+    """A finished calculation of a row."""
     composition = (
         select(tables.Composition.id).where(tables.Composition.label == row["configuration"]).scalar_subquery()
     )
@@ -153,11 +153,48 @@ def test_what_was_calculated_since_is_said_first(session: Session, campaign: tab
     assert level_id is not None
     session.add(
         tables.Calculation(
-            configuration_id=configuration.id, level_id=level_id, state="finished", finished_at=func.now()
+            configuration_id=configuration.id, level_id=level_id, state="finished", finished_at=finished_at
         )
     )
     session.flush()
+
+
+def test_what_was_calculated_since_is_said_first(session: Session, campaign: tables.Campaign) -> None:
+    older = kept(session)
+    row = older.rows[3]
+    change(session, row["candidate"], formation_energy_per_site_mean=-2.0)
+    calculate(session, row, func.now())
     assert causes(session, older, kept(session))[4, 1].cause == "calculated since"
+
+
+def test_what_came_and_was_calculated_long_before_has_another_cause(
+    session: Session, campaign: tables.Campaign
+) -> None:
+    whole = kept(session, QUERY.model_copy(update={"limit": 50}))
+    older = kept(session)
+    row = whole.rows[-1]
+    assert row["rank"] > 6
+    calculate(session, row, func.now() - timedelta(days=1))
+    change(session, row["candidate"], formation_energy_per_site_mean=-2.0)
+    newer = kept(session)
+    assert newer.rows[0]["calculated"]
+    # the one campaign holds the new number for both rankings, so that nothing moved
+    assert causes(session, older, newer)[None, 1].cause == "displaced by others"
+
+
+def test_rows_that_another_limit_takes_or_leaves_say_so(session: Session, campaign: tables.Campaign) -> None:
+    few, many = kept(session), kept(session, QUERY.model_copy(update={"limit": 8}))
+    assert [(c.rank_before, c.rank_after, c.cause) for c in compare_rankings(session, few, many)] == [
+        (None, rank, "beyond the limit of 6 rows before") for rank in (7, 8)
+    ]
+    assert [(c.rank_before, c.rank_after, c.cause) for c in compare_rankings(session, many, few)] == [
+        (rank, None, "beyond the limit of 6 rows") for rank in (7, 8)
+    ]
+
+
+def test_no_number_is_too_large_to_be_asked_for(session: Session) -> None:
+    with pytest.raises(UnknownNameError, match="no ranking is called '99999999999'; the newest are none"):
+        find_ranking(session, "99999999999")
 
 
 def test_a_ranking_is_deleted_with_all_its_parts(session: Session, campaign: tables.Campaign) -> None:
