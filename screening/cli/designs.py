@@ -110,6 +110,8 @@ def design(
     _check_early(options, campaign, asks=[sql, explain, save or name is not None])
     if name is not None and not save:
         raise InputError("--name is the name of a snapshot; add --save")
+    if save and after is not None:
+        raise InputError("--save keeps a ranking from its first row, --after begins later; leave one of them out")
     ranking = None
     with Project().transaction() as session:
         asked = find_query(session, campaign, **options | _first_page(options, campaign))
@@ -120,6 +122,8 @@ def design(
         table = run_design_query(session, asked, model_name=model, campaign_name=campaign, after=after)
         if save:
             ranking = store_ranking(session, asked, table, name=name)
+    if asked.pareto and len(table.rows) == asked.limit:
+        note(f"the front has {asked.limit} rows, which is the limit, or more; raise --limit for all of it")
     if as_json:
         _print_table_json(table, ranking)
         return

@@ -12,7 +12,7 @@ from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 
 from screening.cli.calculations import builtin_level, calculate_stored, describe_calculations
-from screening.cli.designs import describe_nothing, propose_stored
+from screening.cli.designs import describe_nothing, design, propose_stored
 from screening.cli.project import Project
 from screening.cli.query_options import build_query, with_stored_host
 from screening.database import tables
@@ -98,6 +98,25 @@ def test_an_empty_ranking_says_what_to_change() -> None:
         "none of the 13609 candidates has homo_lumo_gap_min 1:1.2 and total_mag 0.5: with a probability of 0.9 or "
         "more; lower --confidence, or widen the windows"
     )
+
+
+def test_a_page_that_begins_later_is_not_kept_as_a_ranking() -> None:
+    with pytest.raises(InputError, match="--save keeps a ranking from its first row, --after begins later"):
+        design(host="MoS2", save=True, after="a cursor")
+
+
+def test_a_front_that_its_limit_may_have_cut_says_so(
+    project: Project, clean_engine: Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("screening.cli.designs.Project", lambda: project)
+    with session_scope(clean_engine) as session:
+        scored(session)
+    for limit, says in (
+        (1, "the front has 1 rows, which is the limit, or more; raise --limit for all of it\n"),
+        (99, ""),
+    ):
+        design(host="MoS2", pareto="gap=highest,formation_energy_per_site=lowest", limit=limit)
+        assert capsys.readouterr().err == says
 
 
 def test_a_query_may_name_a_host_as_the_catalogue_also_does(project: Project) -> None:
