@@ -7,7 +7,9 @@ own host. A run of a defect is only taken in with the settings of the pristine r
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +27,7 @@ from screening.dft.results import CalculationResult, LevelOfTheory
 from screening.dft.vasp import read_vasprun
 from screening.errors import FileFormatError, InputError, StructureError, UnknownNameError
 from screening.pipeline.expected_runs import ExpectedRun, check_configuration, level_of_run
-from screening.pipeline.hosts import StoredSupercell, load_supercell
+from screening.pipeline.hosts import StoredSupercell, add_configurations, load_supercell
 from screening.pipeline.references import (
     add_level,
     fill_formation_energies,
@@ -37,6 +39,7 @@ from screening.pipeline.result_places import Places, count_hosts
 from screening.pipeline.result_rows import IntakeReport, Ledger, NewResult, Origin, record_failures, store_results
 
 _PARSER = f"screening {__version__}"
+_EQUAL_ENERGY = 1e-8  # eV; the same number, as a code prints it
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,15 @@ class _Group:
 
     rows: list[NewResult] = field(default_factory=list)
     failures: list[tuple[Configuration, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The file that results are from; `is_expected`: it lies in the folder of a calculation that was exported."""
+
+    file_id: int
+    kind: str
+    is_expected: bool
 
 
 class _PutOffError(Exception):
@@ -134,7 +146,16 @@ def take_files(
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, by which it is known again."""
+    """SHA-256 of what a file holds, by which it is known again, packed by gzip or not; cut short, of its bytes."""
+    if path.name.lower().endswith(".gz"):
+        digest = hashlib.sha256()
+        try:
+            with gzip.open(path, "rb") as unpacked:
+                while block := unpacked.read(2**20):
+                    digest.update(block)
+            return digest.hexdigest()
+        except (EOFError, zlib.error, gzip.BadGzipFile):
+            pass  # it has no other content; its reader says what is wrong with it
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -187,17 +208,17 @@ class _Intake:
                     ledger.refuse_failed(name, result.problem)
             for (supercell_id, level_id), group in groups.items():
                 _add_given_potentials(session, level_id, self._options)
-                ledger.add(_store_group(session, places.stored[supercell_id], level_id, group, file_id=file_id))
+                source = _Source(file_id, kind, path in self._expected)
+                ledger.add(_store_group(session, places.stored[supercell_id], level_id, group, source=source))
             return ledger
 
     def _fail(self, path: Path, kind: str, reason: str) -> Ledger:
         """Let the calculation fail in whose folder a file lies that cannot be read."""
-        expected, content, ledger = self._expected[path], path.read_bytes(), Ledger()
-        digest = hashlib.sha256(content).hexdigest()
+        expected, digest, ledger = self._expected[path], file_digest(path), Ledger()
         with session_scope(self._engine) as session:
             stored = load_supercell(session, expected.supercell_id)
             file_id = queries.add_source_file(
-                session, sha256=digest, path=str(path), kind=kind, size=len(content), version=_PARSER
+                session, sha256=digest, path=str(path), kind=kind, size=path.stat().st_size, version=_PARSER
             )
             failures = [(expected.configuration, reason)]
             record_failures(session, stored, expected.level_id, failures, file_id=file_id)
@@ -205,11 +226,19 @@ class _Intake:
         return ledger
 
     def _content(self, path: Path, kind: str) -> tuple[str, int, list[FoundResult]]:
-        """Digest, size and results of a file."""
+        """Digest, size and results of a file.
+
+        Raises:
+            InputError: it cannot be read or understood.
+        """
         if path in self._read:
             return self._read[path]
-        content = path.read_bytes()
-        found = hashlib.sha256(content).hexdigest(), len(content), _read(path, kind)
+        try:
+            found = file_digest(path), path.stat().st_size, _read(path, kind)
+        except OSError as error:  # without rights, or moved on meanwhile
+            raise InputError(
+                f"{path} cannot be read ({error.strerror or error}); make it readable, or bring it back"
+            ) from error
         if kind == "vasprun":  # the others are taken, or refused, at once
             self._read[path] = found
         return found
@@ -249,13 +278,69 @@ def _read(path: Path, kind: str) -> list[FoundResult]:
     return [read_vasprun(path)] if kind == "vasprun" else readers[kind](path)
 
 
-def _store_group(session: Session, stored: StoredSupercell, level_id: int, group: _Group, *, file_id: int) -> Ledger:
+def _store_group(session: Session, stored: StoredSupercell, level_id: int, group: _Group, *, source: _Source) -> Ledger:
     level = session.get_one(tables.LevelOfTheory, level_id)
-    origin = Origin(f"{stored.supercell.host.name} files at {level.name}", file_id)
-    ledger = store_results(session, stored, level_id, group.rows, origin=origin)
-    record_failures(session, stored, level_id, group.failures, file_id=file_id)
+    origin = Origin(f"{stored.supercell.host.name} files at {level.name}", source.file_id)
+    ledger, rows = Ledger(), group.rows
+    if source.kind == "extxyz":
+        rows = _last_frames(session, stored, rows, ledger)
+    if not source.is_expected:  # one that was exported again may well find the same energy
+        rows = _refuse_withdrawn_energies(session, stored, level_id, rows, ledger=ledger)
+    ledger.add(store_results(session, stored, level_id, rows, origin=origin))
+    record_failures(session, stored, level_id, group.failures, file_id=source.file_id)
     fill_formation_energies(session, stored.id, level_id)
     return ledger
+
+
+def _last_frames(
+    session: Session, stored: StoredSupercell, rows: Sequence[NewResult], ledger: Ledger
+) -> list[NewResult]:
+    """The frames without the earlier steps of relaxations: of those of a configuration that differ in energy."""
+    ids = add_configurations(session, stored, [row.result.configuration for row in rows])
+    frames: dict[int, list[NewResult]] = {}
+    for configuration_id, row in zip(ids, rows, strict=True):
+        frames.setdefault(configuration_id, []).append(row)
+    kept: list[NewResult] = []
+    for steps in frames.values():
+        energies = [row.result.energy for row in steps]
+        if max(energies) - min(energies) <= _EQUAL_ENERGY:
+            kept += steps
+            continue
+        note = (
+            f"it is the last of {len(steps)} frames of its configuration, {energies[-1]:.6f} eV, and is taken as the "
+            f"result; the earlier ones, from {energies[0]:.6f} eV on, are steps of its relaxation"
+        )
+        ledger.notes.append((steps[-1].name, note))
+        kept.append(steps[-1])
+    return kept
+
+
+def _refuse_withdrawn_energies(
+    session: Session, stored: StoredSupercell, level_id: int, rows: Sequence[NewResult], *, ledger: Ledger
+) -> list[NewResult]:
+    """The rows that are not, by configuration and energy, results that were withdrawn: the same in another file."""
+    ids = add_configurations(session, stored, [row.result.configuration for row in rows])
+    result, calculation = tables.CalculationResult, tables.Calculation
+    found = session.execute(
+        select(calculation.configuration_id, result.energy, result.retraction)
+        .join(calculation, calculation.id == result.calculation_id)
+        .where(calculation.level_id == level_id, calculation.configuration_id.in_(ids))
+        .where(result.retracted_at.is_not(None))
+    ).all()
+    kept = []
+    for configuration_id, row in zip(ids, rows, strict=True):
+        energy = row.result.energy
+        reason = next((r for i, e, r in found if i == configuration_id and abs(e - energy) <= _EQUAL_ENERGY), None)
+        if reason is None:
+            kept.append(row)
+            continue
+        refusal = (
+            f"its energy is {energy:.6f} eV, that of a result of its configuration that was withdrawn: {reason}; if a "
+            "new calculation gives the same, bring it back by a round: `screening round export ROUND FOLDER "
+            "--retry-failed`, calculate it, `screening round import FOLDER`"
+        )
+        ledger.refusals.append((row.name, refusal))
+    return kept
 
 
 def _level_of(session: Session, result: FoundResult, options: IntakeOptions) -> int:
