@@ -44,7 +44,7 @@ REFUSED = {
     "SELECT * FROM candidates_1": "permission denied for table candidates_1",
     "SELECT sql FROM rankings": "permission denied for table rankings",
     "INSERT INTO hosts (name) VALUES ('x')": "permission denied for table hosts",
-    "UPDATE saved_rankings SET n_matching = 1": "cannot update view|permission denied",
+    "UPDATE saved_rankings SET temperature = 1": "cannot update view|permission denied",
     "DELETE FROM campaigns": "permission denied for table campaigns",
     "TRUNCATE calculation_results": "permission denied for table calculation_results",
     "DROP VIEW candidate_predictions": "must be owner of view candidate_predictions",
