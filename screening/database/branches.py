@@ -9,7 +9,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from screening.database.design_query import DesignQuery
-from screening.database.query_sql import Branch
+from screening.database.query_terms import Branch
 from screening.database.tables import (
     Campaign,
     CampaignCorrelation,

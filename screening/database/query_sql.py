@@ -13,19 +13,17 @@ import binascii
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy import (
-    ARRAY,
     CTE,
     ColumnElement,
     Double,
     Float,
     Integer,
     Select,
-    SmallInteger,
     and_,
     cast,
     exists,
@@ -39,9 +37,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql
 
+from screening.database.composition_conditions import of_composition, shift_of_composition, types_of_campaign
 from screening.database.design_query import CONCENTRATION, PROBABILITY, DesignQuery
 from screening.database.pareto_sql import PREFIX, front_of
-from screening.database.query_parts import Window
+from screening.database.query_terms import PER_SITE, Branch, Terms, number, rounded
 from screening.database.tables import (
     PROPERTY_COMMENTS,
     Arrangement,
@@ -53,48 +52,11 @@ from screening.database.tables import (
     SearchSpace,
     TrainedModel,
 )
-from screening.database.window_probability import Spreads, marginals_of, probability_of
 from screening.errors import InputError
 
-BOLTZMANN = 8.617333262e-5  # eV/K
-CLOSE_ENOUGH = 1e-3  # angstrom, by which a stored distance may be short of the one asked for
 MOST_WALKED = 100_000  # rows; so many are found sooner by reading all
 _PARTS = 32  # of the limit that is read of each arrangement at first
 _ROUNDING = 1e-9  # eV, by which a sum in another order may differ
-_ENERGY, _PER_SITE = "formation_energy", "formation_energy_per_site"
-
-
-@dataclass(frozen=True)
-class Branch:
-    """The campaign that answers a query for one of its places.
-
-    Attributes:
-        cells: unit cells of the supercell.
-        area: of the supercell in cm^2, of a crystal's in cm^3.
-        codes: ids of the defect types that the query names, as far as the campaign has them.
-        shifts: what a defect of each type adds to the formation energy by the query's chemical potentials, eV.
-    """
-
-    campaign_id: int
-    place: int = 0
-    cells: float = 1.0
-    area: float | None = None
-    codes: Mapping[str, int] = field(default_factory=dict)
-    spreads: Spreads = field(default_factory=Spreads)
-    shifts: Mapping[int, float] = field(default_factory=dict)
-
-    def sizes(self, query: DesignQuery) -> tuple[int, int | None]:
-        """Least and largest number of defects that a query asks for."""
-        least, most = query.min_defects or 1, query.max_defects
-        if query.density is not None:
-            per = self.cells if query.density.unit == "cell" else self.area
-            assert per is not None, "an area was asked for that nobody has looked up"
-            if query.density.low is not None:
-                least = max(least, math.ceil(query.density.low * per * (1.0 - 1e-9)))
-            if query.density.high is not None:
-                highest = math.floor(query.density.high * per * (1.0 + 1e-9))
-                most = highest if most is None else min(most, highest)
-        return least, most
 
 
 @dataclass(frozen=True)
@@ -157,101 +119,13 @@ def _together(query: DesignQuery, walks: Sequence[Select[Any]]) -> Select[Any]:
 
 def sort_key(query: DesignQuery, branch: Branch) -> ColumnElement[float]:
     """What a design query ranks candidates by, the smaller the better; without shifts of energies."""
-    return _Terms(query, branch, Candidate.__table__.c, None).key()
+    return Terms(query, branch, Candidate.__table__.c, None).key()
 
 
 def to_sql(statement: Select[Any]) -> str:
     """The statement as PostgreSQL text with its parameters in place, to read and to run in psql."""
     dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
     return str(statement.compile(dialect=dialect, compile_kwargs={"literal_binds": True}))
-
-
-class _Terms:
-    """Expressions of a candidate: its values with the shifts of its composition, and what the query makes of them."""
-
-    def __init__(self, query: DesignQuery, branch: Branch, columns: Any, shift: ColumnElement[float] | None) -> None:
-        self.query, self.branch, self.columns, self._shift = query, branch, columns, shift
-        self.n_defects: ColumnElement[int] = func.cardinality(columns.sites, type_=Integer)
-
-    def mean(self, name: str) -> ColumnElement[float]:
-        mean: ColumnElement[float] = cast(self.columns[f"{name}_mean"], Float)
-        return mean if (shift := self.shift_of(name)) is None else mean + shift
-
-    def shift_of(self, name: str) -> ColumnElement[float] | None:
-        if self._shift is None or name not in (_ENERGY, _PER_SITE):
-            return None
-        return self._shift if name == _ENERGY else self._shift / cast(self.n_defects, Float)
-
-    def values(self) -> dict[str, tuple[ColumnElement[float], ColumnElement[float]]]:
-        names = [window.property for window in self.query.windows]
-        return {name: (self.mean(name), cast(self.columns[f"{name}_std"], Float)) for name in names}
-
-    def probability(self) -> ColumnElement[float]:
-        return probability_of(self.query.windows, self.branch.spreads, self.values(), self.n_defects)
-
-    def key(self) -> ColumnElement[float]:
-        query = self.query
-        if query.pareto:
-            return self.goals()[0]
-        if query.sort == PROBABILITY:
-            return -_rounded(self.probability())
-        if query.sort == CONCENTRATION:
-            return self.free_energy()
-        if query.target is not None:
-            return func.abs(self.mean(query.sort) - query.target, type_=Float)
-        return self.mean(query.sort) if query.direction == "lowest" else -self.mean(query.sort)
-
-    def goals(self) -> list[ColumnElement[float]]:
-        means = [(goal, self.mean(goal.property)) for goal in self.query.pareto]
-        return [mean if goal.direction == "lowest" else -mean for goal, mean in means]
-
-    def free_energy(self) -> ColumnElement[float]:
-        """Formation energy less k T times the logarithm of the number of places on a cm^2 (cm^3), eV."""
-        assert self.query.temperature is not None
-        kt = BOLTZMANN * self.query.temperature
-        places: ColumnElement[float] = func.ln(cast(self.columns.multiplicity, Float), type_=Float)
-        return self.mean(_ENERGY) - kt * (places - math.log(self.branch.area or 1.0))
-
-    def concentration(self) -> ColumnElement[float]:
-        assert self.query.temperature is not None
-        exponent = -self.free_energy() / (BOLTZMANN * self.query.temperature)
-        return func.exp(func.greatest(-700.0, func.least(700.0, exponent, type_=Float), type_=Float), type_=Float)
-
-    def conditions(self) -> Iterator[ColumnElement[bool]]:
-        """What a candidate must satisfy, cheap conditions first."""
-        query, columns = self.query, self.columns
-        yield columns.campaign_id == self.branch.campaign_id
-        for name in sorted(query.properties - {window.property for window in query.windows}):
-            yield columns[f"{name}_mean"].is_not(None)
-        if query.min_separation is not None:
-            yield or_(self.n_defects == 1, columns.closest >= query.min_separation - CLOSE_ENOUGH)
-        if query.max_separation is not None:
-            yield or_(self.n_defects == 1, columns.farthest <= query.max_separation + CLOSE_ENOUGH)
-        for window in query.windows:
-            yield self._could_hold(window)
-        if not query.windows:
-            return
-        if self.branch.spreads.loadings:  # no joint probability is above that of one window, which costs less
-            for marginal in marginals_of(query.windows, self.branch.spreads, self.values(), self.n_defects):
-                yield marginal >= query.confidence
-        yield self.probability() >= query.confidence
-
-    def _could_hold(self, window: Window) -> ColumnElement[bool]:
-        """An index condition: at a confidence of a half and more, a window's mean must lie inside it.
-
-        A distribution whose mean is outside has less than a half inside, and the probability that several windows
-        hold is not above that of one; so this holds for every window of a query.
-        """
-        stored: ColumnElement[Any] = self.columns[f"{window.property}_mean"]
-        if self.query.confidence < 0.5:
-            return stored.is_not(None)
-        mean = stored if self.shift_of(window.property) is None else self.mean(window.property)
-        ends = []
-        if window.low is not None:
-            ends.append(mean >= _number(window.low))
-        if window.high is not None:
-            ends.append(mean <= _number(window.high))
-        return and_(*ends)
 
 
 @dataclass(frozen=True)
@@ -275,15 +149,15 @@ def _walks(query: DesignQuery, branch: Branch, after: Cursor | None) -> Iterator
 def _is_walked_by_arrangement(query: DesignQuery, branch: Branch) -> bool:
     """Whether the index by arrangement and energy per defect has the order that is wanted, for each arrangement."""
     filtered = query.has_filters or bool(branch.shifts)
-    return filtered and not query.pareto and query.sort == _PER_SITE and query.limit <= MOST_WALKED
+    return filtered and not query.pareto and query.sort == PER_SITE and query.limit <= MOST_WALKED
 
 
 def _of_all(query: DesignQuery, branch: Branch, after: Cursor | None, which: int) -> Select[Any]:
     """From all candidates of the campaign, in the order of an index where there is one."""
-    terms = _Terms(query, branch, Candidate.__table__.c, _shift(branch))
+    terms = Terms(query, branch, Candidate.__table__.c, shift_of_composition(branch))
     way = _way(terms, which)
     statement = _from_all(select(*_columns(terms, Composition.label, Arrangement.defect_types))).where(
-        *terms.conditions(), way.where, *_of_composition(query, branch)
+        *terms.conditions(), way.where, *of_composition(query, branch)
     )
     if after is not None:
         statement = statement.where(_is_after(terms, way, after))
@@ -295,27 +169,27 @@ def _by_arrangement(query: DesignQuery, branch: Branch, after: Cursor | None, wh
 
     The first few of each arrangement give a key that the last of the best cannot exceed, so that few more are read.
     """
-    shift = _shift(branch)
+    shift = shift_of_composition(branch)
     wanted = (
         select(
             Arrangement.id, Arrangement.defect_types, Composition.label, Composition.n_defects,
             (literal(0.0, Double) if shift is None else shift).label("shift"),
         )
         .join(Composition, Composition.id == Arrangement.composition_id)
-        .where(*_of_composition(query, branch), Composition.defect_types.op("<@")(_types_of_campaign(branch)))
+        .where(*of_composition(query, branch), Composition.defect_types.op("<@")(types_of_campaign(branch)))
         .cte(f"wanted_{branch.place}_{which}")
         .prefix_with("MATERIALIZED")
     )  # fmt: skip
     moved = wanted.c.shift if branch.shifts else None
     few = math.ceil(query.limit / _PARTS)
     first = _of_each(query, branch, after, which, wanted).limit(few).lateral("first")
-    keys = _Terms(query, branch, first.c, moved).key().label("key")
+    keys = Terms(query, branch, first.c, moved).key().label("key")
     of_first = select(keys).select_from(wanted.join(first, true())).subquery("of_first")
     last_key = select(of_first.c.key).order_by(of_first.c.key).offset(query.limit - 1).limit(1).scalar_subquery()
     bound = func.coalesce(last_key, cast(literal("Infinity"), Double), type_=Float)
     of_each = _of_each(query, branch, after, which, wanted)
     row = of_each.where(_is_within(query, branch, which, wanted, bound)).limit(query.limit).lateral("candidate")
-    found = _Terms(query, branch, row.c, moved)
+    found = Terms(query, branch, row.c, moved)
     return (
         select(*_columns(found, wanted.c.label, wanted.c.defect_types))
         .select_from(wanted.join(row, true()))
@@ -327,7 +201,7 @@ def _by_arrangement(query: DesignQuery, branch: Branch, after: Cursor | None, wh
 def _of_each(query: DesignQuery, branch: Branch, after: Cursor | None, which: int, wanted: CTE) -> Select[Any]:
     """The candidates of an arrangement in their order."""
     table = Candidate.__table__
-    terms = _Terms(query, branch, table.c, wanted.c.shift if branch.shifts else None)
+    terms = Terms(query, branch, table.c, wanted.c.shift if branch.shifts else None)
     way = _way(terms, which)
     statement = (
         select(table)
@@ -345,7 +219,7 @@ def _is_within(
     stored: ColumnElement[Any] = Candidate.__table__.c[f"{query.sort}_mean"]
     shift = wanted.c.shift / cast(wanted.c.n_defects, Float) if branch.shifts else literal(0.0, Double)
     if query.target is not None:
-        begin = _number(query.target) - shift
+        begin = number(query.target) - shift
         return stored <= begin + bound + _ROUNDING if which == 0 else stored >= begin - bound - _ROUNDING
     if query.direction == "lowest":
         return stored <= bound - shift + _ROUNDING
@@ -356,14 +230,14 @@ def _front(query: DesignQuery, branches: Sequence[Branch]) -> Select[Any]:
     """The rows that no other one dominates, in the order of the first goal."""
     parts = []
     for branch in branches:
-        terms = _Terms(query, branch, Candidate.__table__.c, _shift(branch))
+        terms = Terms(query, branch, Candidate.__table__.c, shift_of_composition(branch))
         goals = [goal.label(f"{PREFIX}{n}") for n, goal in enumerate(terms.goals(), start=1)]
         chosen = select(terms.columns.campaign_id, terms.columns.id.label("candidate"), *goals)
-        parts.append(_from_all(chosen).where(*terms.conditions(), *_of_composition(query, branch)))
+        parts.append(_from_all(chosen).where(*terms.conditions(), *of_composition(query, branch)))
     front = front_of(parts, len(query.pareto))
     rows = []
     for branch in branches:
-        terms = _Terms(query, branch, Candidate.__table__.c, _shift(branch))
+        terms = Terms(query, branch, Candidate.__table__.c, shift_of_composition(branch))
         found = _from_all(select(*_columns(terms, Composition.label, Arrangement.defect_types)))
         is_there = and_(front.c.campaign_id == terms.columns.campaign_id, front.c.candidate == terms.columns.id)
         of_branch = found.join(front, is_there).where(terms.columns.campaign_id == branch.campaign_id)
@@ -379,7 +253,7 @@ def _from_all(statement: Select[Any]) -> Select[Any]:
     )
 
 
-def _way(terms: _Terms, which: int) -> _Way:
+def _way(terms: Terms, which: int) -> _Way:
     """The order of a walk: along an index where a property is sorted by, also where each arrangement is shifted."""
     query = terms.query
     if query.sort in (PROBABILITY, CONCENTRATION):
@@ -390,7 +264,7 @@ def _way(terms: _Terms, which: int) -> _Way:
         if shifted:
             return _Way(terms.key(), True, true())
         return _Way(stored, query.direction == "lowest", true())
-    begin: ColumnElement[Any] = _number(query.target)
+    begin: ColumnElement[Any] = number(query.target)
     if (shift := terms.shift_of(query.sort)) is not None:
         begin = begin - shift
         if not _is_walked_by_arrangement(query, terms.branch):  # each composition's own begin: no order of an index
@@ -400,75 +274,18 @@ def _way(terms: _Terms, which: int) -> _Way:
     return _Way(stored, False, stored < begin)
 
 
-def _is_after(terms: _Terms, way: _Way, after: Cursor) -> ColumnElement[bool]:
+def _is_after(terms: Terms, way: _Way, after: Cursor) -> ColumnElement[bool]:
     """Whether a row comes after that of a cursor; with a condition on the index where it has the order."""
     key, columns = terms.key(), terms.columns
     identity = tuple_(columns.campaign_id, columns.id) > tuple_(literal(after.campaign_id), literal(after.candidate))
-    later = or_(key > _number(after.key), and_(key == _number(after.key), identity))
+    later = or_(key > number(after.key), and_(key == number(after.key), identity))
     query = terms.query
     if query.sort in (PROBABILITY, CONCENTRATION) or query.target is not None or terms.shift_of(query.sort) is not None:
         return later
-    return and_(way.order >= _number(after.key) if way.rises else way.order <= _number(-after.key), later)
+    return and_(way.order >= number(after.key) if way.rises else way.order <= number(-after.key), later)
 
 
-def _of_composition(query: DesignQuery, branch: Branch) -> Iterator[ColumnElement[bool]]:
-    """Conditions on compositions: numbers of defects, and their types."""
-    least, most = branch.sizes(query)
-    if least > 1:
-        yield Composition.n_defects >= least
-    if most is not None:
-        yield Composition.n_defects <= most
-    occurring: ColumnElement[Any] = Composition.defect_types.expression
-    if query.types:
-        yield occurring.op("<@")(_codes(branch, query.types))
-    if set(query.required) - branch.codes.keys():
-        yield literal(False)
-    elif query.required:
-        yield occurring.op("@>")(_codes(branch, query.required))
-    if query.forbidden:
-        yield ~occurring.op("&&", is_comparison=True)(_codes(branch, query.forbidden))
-    for count in query.counts:
-        if count.type not in branch.codes:
-            yield literal(count.least == 0)
-            continue
-        number = _number_of(branch.codes[count.type])
-        if count.least > 0:
-            yield number >= count.least
-        if count.most is not None:
-            yield number <= count.most
-
-
-def _codes(branch: Branch, names: Sequence[str]) -> ColumnElement[Any]:
-    """Ids of the types that the campaign has."""
-    found = [branch.codes[name] for name in names if name in branch.codes]
-    return cast(literal(found, ARRAY(SmallInteger)), ARRAY(SmallInteger))
-
-
-def _number_of(code: int) -> ColumnElement[int]:
-    """How often a defect type occurs in a composition."""
-    place = func.array_position(Composition.defect_types, cast(code, SmallInteger), type_=Integer)
-    return func.coalesce(Composition.counts[place], 0, type_=Integer)
-
-
-def _types_of_campaign(branch: Branch) -> ColumnElement[Any]:
-    return (
-        select(SearchSpace.defect_types)
-        .join(Campaign, Campaign.search_space_id == SearchSpace.id)
-        .where(Campaign.id == branch.campaign_id)
-        .scalar_subquery()
-    )
-
-
-def _shift(branch: Branch) -> ColumnElement[float] | None:
-    """What the chemical potentials add to the formation energy of a composition, eV; None if nothing."""
-    total: ColumnElement[float] | None = None
-    for code, shift in branch.shifts.items():
-        part: ColumnElement[Any] = _number_of(code) * _number(shift)
-        total = part if total is None else total + part
-    return total
-
-
-def _columns(terms: _Terms, label: Any, defect_types: Any) -> list[ColumnElement[Any]]:
+def _columns(terms: Terms, label: Any, defect_types: Any) -> list[ColumnElement[Any]]:
     columns, query = terms.columns, terms.query
     values = []
     for name in PROPERTY_COMMENTS:
@@ -486,7 +303,7 @@ def _columns(terms: _Terms, label: Any, defect_types: Any) -> list[ColumnElement
         columns.multiplicity,
         columns.closest,
         terms.key().label("key"),
-        cast(_rounded(terms.probability()), Float).label("probability"),
+        cast(rounded(terms.probability()), Float).label("probability"),
         *estimate,
         _is_calculated(columns, defect_types).label("calculated"),
         *values,
@@ -510,16 +327,6 @@ def _is_calculated(columns: Any, defect_types: Any) -> ColumnElement[bool]:
             Calculation.state == "finished",
         )
     )
-
-
-def _number(value: float) -> ColumnElement[Any]:
-    """A number in double precision also where it is printed, so that an index can be compared with it."""
-    return cast(literal(value, Double), Double)
-
-
-def _rounded(probability: ColumnElement[float]) -> ColumnElement[Any]:
-    """To six digits as numpy rounds, in double precision: numeric takes four times as long over a whole campaign."""
-    return func.round(probability * 1e6, type_=Float) / 1e6
 
 
 def _digest(query: DesignQuery, branches: Sequence[Branch]) -> str:

@@ -15,7 +15,7 @@ from scipy.special import erf
 
 from screening.database.design_query import CONCENTRATION, PROBABILITY, DesignQuery
 from screening.database.query_parts import Window
-from screening.database.query_sql import BOLTZMANN, CLOSE_ENOUGH, Branch
+from screening.database.query_terms import BOLTZMANN, CLOSE_ENOUGH, Branch
 from screening.database.window_probability import SMALLEST_STD, Spreads, factor_nodes
 
 Scores = Mapping[str, NDArray[np.float32]]  # by column: <property>_mean and <property>_std, (n,) each

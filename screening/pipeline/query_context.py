@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from screening.database import tables
 from screening.database.branches import check_types, load_branch
 from screening.database.design_query import DesignQuery
-from screening.database.query_sql import Branch
+from screening.database.query_terms import Branch
 from screening.defects.defect_types import DefectType
 from screening.errors import InputError
 from screening.pipeline.campaign_choice import describe_space, find_campaign

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from screening.database.design_query import CONCENTRATION, PROBABILITY, DesignQuery
-from screening.database.query_sql import Branch
+from screening.database.query_terms import Branch
 from screening.pipeline.block_queries import window_probability
 
 

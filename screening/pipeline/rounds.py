@@ -17,7 +17,8 @@ from screening.database import queries, tables
 from screening.database.branches import load_branch
 from screening.database.design_query import CONCENTRATION, DesignQuery
 from screening.database.leases import finish, lease_kept
-from screening.database.query_sql import Branch, compile_query, sort_key
+from screening.database.query_sql import compile_query, sort_key
+from screening.database.query_terms import Branch
 from screening.database.session import session_scope
 from screening.defects.defect_types import Configuration
 from screening.dft import xtb

@@ -30,7 +30,7 @@ from screening.database.branches import load_branch
 from screening.database.bulk_copy import Column, copy_rows
 from screening.database.design_query import CONCENTRATION, DesignQuery
 from screening.database.leases import LEASE_S, finish, lease_kept, sign, worker_of
-from screening.database.query_sql import Branch
+from screening.database.query_terms import Branch
 from screening.database.session import end_when_idle, session_scope
 from screening.defects.checksum import add_checksums, checksum
 from screening.defects.defect_types import Configuration, composition_label

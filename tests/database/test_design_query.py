@@ -17,7 +17,8 @@ from sqlalchemy.orm import Session
 from screening.database.bulk_copy import copy_rows
 from screening.database.campaigns import IDS_PER_CHUNK, add_partition, index_partition, partition_name
 from screening.database.design_query import DesignQuery, Window
-from screening.database.query_sql import Branch, compile_query, sort_key, to_sql
+from screening.database.query_sql import compile_query, sort_key, to_sql
+from screening.database.query_terms import Branch
 from screening.database.tables import PROPERTY_COMMENTS, Campaign, Candidate
 from screening.errors import InputError
 

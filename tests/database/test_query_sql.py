@@ -16,7 +16,8 @@ from sqlalchemy.orm import Session
 from screening.database.branches import load_branch
 from screening.database.campaigns import add_partition, index_partition
 from screening.database.design_query import DesignQuery
-from screening.database.query_sql import BOLTZMANN, Branch, Cursor, compile_query, to_sql
+from screening.database.query_sql import Cursor, compile_query, to_sql
+from screening.database.query_terms import BOLTZMANN, Branch
 from screening.database.tables import (
     Arrangement,
     Campaign,

@@ -10,7 +10,8 @@ from sqlalchemy.orm import Session
 
 from screening.database import tables
 from screening.database.design_query import DesignQuery, Window
-from screening.database.query_sql import Branch, compile_query, to_sql
+from screening.database.query_sql import compile_query, to_sql
+from screening.database.query_terms import Branch
 from screening.database.session import session_scope
 from screening.errors import CountMismatchError
 from screening.pipeline import campaigns, rounds, scanning
