@@ -2,59 +2,27 @@
 
 from __future__ import annotations
 
-import io
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, func, select
 
-from screening.cli import main
 from screening.database import tables
-from screening.database.session import make_engine as real_make_engine
 from screening.database.session import session_scope
 from screening.pipeline.designs import run_design_query
 from screening.pipeline.rankings import store_ranking
-from screening.settings import Settings
 from tests.pipeline.made_loops import QUERY, calculate_round, make_world, step
 
 Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def screening(
-    clean_services: Settings, clean_engine: Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Run:
+def screening(run_here: Run, clean_engine: Engine) -> Run:
     """The command `screening` on a made model with its campaign; its exit code, output and errors."""
-    assert clean_services.database_url is not None
-    assert clean_services.redis_url is not None
-    monkeypatch.setenv("SCREENING_HOME", str(clean_services.home))
-    monkeypatch.setenv("SCREENING_DATABASE_URL", clean_services.database_url.get_secret_value())
-    monkeypatch.setenv("SCREENING_REDIS_URL", clean_services.redis_url.get_secret_value())
-    monkeypatch.setenv("COLUMNS", "200")
     make_world(clean_engine)
-    engines: list[Engine] = []
-
-    def make_engine(url: str) -> Engine:
-        engines.append(real_make_engine(url))
-        return engines[-1]
-
-    monkeypatch.setattr("screening.database.session.make_engine", make_engine)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["screening", *arguments])
-        monkeypatch.setattr(sys, "stdin", io.StringIO())
-        with pytest.raises(SystemExit) as ended:
-            main()
-        output = capsys.readouterr()
-        while engines:
-            engines.pop().dispose()
-        return (ended.value.code if isinstance(ended.value.code, int) else 0), output.out, output.err
-
-    return run
+    return run_here
 
 
 def succeed(found: tuple[int, str, str]) -> str:

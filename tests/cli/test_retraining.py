@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -12,13 +10,10 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, update
 
-from screening.cli import main
 from screening.database import leases, tables
-from screening.database.session import make_engine as real_make_engine
 from screening.database.session import session_scope
 from screening.pipeline.models import train_unit
 from screening.pipeline.training_requests import TrainingRequest, submit_training
-from screening.settings import Settings
 from tests.pipeline.trained_lines import SMALL, bring, hold_back, work
 from tests.synthetic_results import LEVEL, add_results
 
@@ -26,41 +21,14 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def screening(
-    clean_services: Settings, clean_engine: Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Run:
+def screening(run_here: Run, clean_engine: Engine) -> Run:
     """The command `screening`, in this process; its exit code, output and errors."""
-    assert clean_services.database_url is not None
-    assert clean_services.redis_url is not None
-    monkeypatch.setenv("SCREENING_HOME", str(clean_services.home))
-    monkeypatch.setenv("SCREENING_DATABASE_URL", clean_services.database_url.get_secret_value())
-    monkeypatch.setenv("SCREENING_REDIS_URL", clean_services.redis_url.get_secret_value())
-    monkeypatch.setenv("COLUMNS", "200")
     with session_scope(clean_engine) as session:
         add_results(session, 300, max_defects=3)
         hold_back(session, 20)
         model_id = submit_training(session, TrainingRequest(LEVEL, name="first", settings=SMALL))
     work(clean_engine, model_id)
-    engines: list[Engine] = []
-
-    def make_engine(url: str) -> Engine:
-        engines.append(real_make_engine(url))
-        return engines[-1]
-
-    monkeypatch.setattr("screening.database.session.make_engine", make_engine)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["screening", *arguments])
-        monkeypatch.setattr(sys, "stdin", io.StringIO())
-        with pytest.raises(SystemExit) as ended:
-            main()
-        output = capsys.readouterr()
-        while engines:
-            engines.pop().dispose()
-        return (ended.value.code if isinstance(ended.value.code, int) else 0), output.out, output.err
-
-    return run
+    return run_here
 
 
 def with_worker(engine: Engine, run: Callable[[], Any]) -> Any:
