@@ -71,6 +71,7 @@ def member_outputs(
     """
     n_rows, k = sites.shape
     host = supercell.host.name
+    ensemble.references.check(host, np.unique(defect_types).tolist())  # others have no row in the tables
     codes = tuple(ensemble.references.seen_with(host))
     kinds = np.searchsorted(codes, defect_types)
     fits = pair_table(supercell).species.numpy()[sites] == defect_types // 128

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from screening.errors import InputError
 from screening.learning import correlations
 from screening.learning.calibration import Calibration
 from screening.learning.correlations import member_correlations
@@ -61,6 +62,13 @@ def test_both_energies_are_one_and_go_together(ensemble: Ensemble, rows: Labelle
     found = member_correlations(calibrated(ensemble, 0.0), rows.supercells[0], sites, types, device="cpu")
     total, per_site = (ensemble.properties.index(n) for n in ("formation_energy", "formation_energy_per_site"))
     assert found[total, per_site] == pytest.approx(1.0)
+
+
+def test_a_defect_type_that_was_not_learnt_is_refused(ensemble: Ensemble, rows: LabelledRows) -> None:
+    sites, types = of_rows(rows, 1)
+    unknown = np.where(types == types[0], types // 128 * 128 + 92, types)  # uranium in its place
+    with pytest.raises(InputError, match="never seen U_"):
+        member_correlations(ensemble, rows.supercells[0], sites, unknown.astype(np.int16), device="cpu")
 
 
 def test_multiples_are_half_widths_over_standard_deviations(ensemble: Ensemble) -> None:
