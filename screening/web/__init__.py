@@ -1,0 +1,1 @@
+"""The web side: REST API, pages and OPTIMADE, on FastAPI. Knows the pipeline and the database, never torch."""
