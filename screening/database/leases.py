@@ -25,13 +25,13 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from screening.database.session import session_scope
-from screening.database.tables import Calculation, Chunk, TrainedModel
+from screening.database.tables import Calculation, Chunk, TrainedModel, Upload
 from screening.errors import LeaseLostError, ServiceError
 
 LEASE_S = 30.0
 MAX_ATTEMPTS = 3
 
-Unit = type[Chunk] | type[TrainedModel] | type[Calculation]
+Unit = type[Chunk] | type[TrainedModel] | type[Calculation] | type[Upload]
 
 
 def new_owner() -> str:

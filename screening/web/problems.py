@@ -131,7 +131,10 @@ def _database(request: Request, error: Exception) -> Response:
     if isinstance(original, postgresql.OperationalError):
         _logger.warning("the database does not answer: %s", original)
         return answer(
-            request, HTTPStatus.SERVICE_UNAVAILABLE, "the database does not answer; try again", headers={"Retry-After": "5"}
+            request,
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "the database does not answer; try again",
+            headers={"Retry-After": "5"},
         )
     return _fault(request, error)
 

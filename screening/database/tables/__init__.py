@@ -1,5 +1,6 @@
 """Every table, in the order of the data flow: hosts, levels of theory, configurations and search spaces (materials),
-models, campaigns with candidates and their predictions, rankings, rounds with calculations and results, loops.
+models, campaigns with candidates and their predictions, rankings, rounds with calculations and results, loops, and
+the web server's own.
 
 Units: eV, angstrom, Bohr magneton. Rows are the truth: a unit of work (a chunk, a training, a calculation) is a
 row with a state and a lease, and its results are committed together with its state.
@@ -54,9 +55,11 @@ from screening.database.tables.results import (
     WatchedFile,
     WatchedFolder,
 )
+from screening.database.tables.web import AccessToken, IdempotentRequest, Login, Upload
 
 __all__ = [
     "PROPERTY_COMMENTS",
+    "AccessToken",
     "Arrangement",
     "Calculation",
     "CalculationFailure",
@@ -74,9 +77,11 @@ __all__ = [
     "DefectType",
     "Design",
     "Host",
+    "IdempotentRequest",
     "IntervalMultiple",
     "Leased",
     "LevelOfTheory",
+    "Login",
     "Loop",
     "LoopStep",
     "ModelComparison",
@@ -99,6 +104,7 @@ __all__ = [
     "Supercell",
     "Table",
     "TrainedModel",
+    "Upload",
     "WatchedFile",
     "WatchedFolder",
 ]
