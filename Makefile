@@ -3,9 +3,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
+VENDOR := screening/web/static/vendor
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-2dmd pretrained test lint bench stop clean
+.PHONY: help install scripts demo demo-2dmd pretrained test lint bench stop clean
 
 help:
 	@echo "make demo                  install, start the services, run the loop on the built-in data"
@@ -18,7 +19,7 @@ help:
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt package.json package-lock.json
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "$(PYTHON) is absent or older than Python 3.11; name a newer one: make $(or $(MAKECMDGOALS),install) PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
@@ -27,7 +28,20 @@ $(STAMP): pyproject.toml constraints.txt
 	  || $(PYTHON) -m venv --clear .venv
 	@echo "installing into .venv; the first time takes some minutes"
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@$(MAKE) --no-print-directory scripts
 	@touch $(STAMP)
+
+# Scripts of the pages from npm, pinned by package-lock.json; the pages work without them, only plainer.
+scripts:
+	@if ! command -v npm >/dev/null; then \
+	  echo "npm is absent: pages without 3Dmol.js, htmx and Swagger UI; install Node and call make scripts for them"; \
+	elif npm ci --silent; then \
+	  mkdir -p $(VENDOR) && cp node_modules/htmx.org/dist/htmx.min.js $(VENDOR)/htmx.js \
+	  && cp node_modules/3dmol/build/3Dmol-min.js $(VENDOR)/3dmol.js \
+	  && cp node_modules/swagger-ui-dist/swagger-ui-bundle.js node_modules/swagger-ui-dist/swagger-ui.css $(VENDOR)/; \
+	else \
+	  echo "npm could not fetch the scripts of the pages; they work without, and make scripts tries again" >&2; \
+	fi
 
 demo: install
 	$(BIN)/screening demo
@@ -57,5 +71,5 @@ stop:
 	@test ! -x $(BIN)/screening || $(BIN)/screening down
 
 clean: stop
-	rm -rf .venv build dist screening.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv node_modules $(VENDOR) build dist screening.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find screening workers migrations tests -name __pycache__ -type d -prune -exec rm -rf {} +

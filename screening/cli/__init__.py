@@ -1,7 +1,7 @@
 """The command `screening`.
 
 Each module holds the commands of one part: `services`, `hosts`, `searches`, `campaigns`, `models`, `predictions`,
-`evaluation`, `designs`, `calculations`, `loop` (the demos), `sql`, `exports`.
+`evaluation`, `designs`, `calculations`, `loop` (the demos), `sql`, `exports`, `web`.
 A command opens its transactions, hands work to the workers and waits for it. Everything heavy is imported by the
 command that needs it, so that `screening --help` answers at once.
 """
@@ -27,6 +27,7 @@ import screening.cli.retraining as retraining
 import screening.cli.searches as searches
 import screening.cli.services as services
 import screening.cli.sql as sql
+import screening.cli.web as web
 from screening import __version__
 from screening.cli.output import print_json
 from screening.errors import ScreeningError
@@ -42,7 +43,7 @@ app = typer.Typer(
 )
 for module in (
     services, hosts, searches, campaigns, models, retraining, predictions, evaluation, designs, calculations, loop,
-    sql, exports,
+    sql, exports, web,
 ):  # fmt: skip
     module.add_commands(app)
 

@@ -31,11 +31,18 @@ def up(
             "run are left alone.",
         ),
     ] = None,
+    web: Annotated[
+        bool, typer.Option("--web/--no-web", help="Whether the web server is started; one that runs is left alone.")
+    ] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Start PostgreSQL, Valkey, the workers and beat where they do not run, and migrate the database."""
+    """Start PostgreSQL, Valkey, workers, beat and web server where they do not run, and migrate the database."""
     project = Project()
     start_services(project, workers)
+    if web:
+        from screening import services
+
+        services.start_web(project.settings)
     _show_status(project, as_json=as_json)
 
 
@@ -74,7 +81,7 @@ def parse_workers(text: str) -> dict[str, int]:
 
 
 def down(as_json: AsJson = False) -> None:
-    """Stop the workers, Valkey and PostgreSQL; what they were doing goes on after the next `screening up`."""
+    """Stop web server, workers, Valkey and PostgreSQL; what they were doing goes on after the next `screening up`."""
     from screening import services
 
     project = Project()

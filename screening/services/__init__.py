@@ -1,4 +1,4 @@
-"""PostgreSQL and Valkey from pip wheels, and the Celery workers, in user space.
+"""PostgreSQL and Valkey from pip wheels, the Celery workers and the web server, in user space.
 
 Everything a project runs lives below its home directory: data, logs, `run/` with a locked pid file per
 process, and `state.json` (mode 0600) with ports and passwords. `up` may be called at any time, by several
@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from screening.services import postgresql, valkey, workers
+from screening.services import postgresql, valkey, web, workers
 from screening.services.doctor import Check, doctor
 from screening.services.processes import kill_orphans, running_pid
 from screening.services.state import (
@@ -24,6 +24,7 @@ from screening.services.state import (
     read_state,
     without_password,
 )
+from screening.services.web import start_web
 from screening.services.workers import n_processes, start_workers, stop_workers
 from screening.settings import Settings
 
@@ -37,6 +38,7 @@ __all__ = [
     "has_database",
     "log_tail",
     "n_processes",
+    "start_web",
     "start_workers",
     "status",
     "stop_workers",
@@ -74,7 +76,7 @@ def up(settings: Settings) -> Addresses:
 
 
 def down(settings: Settings) -> None:
-    """Stop the workers, Valkey and PostgreSQL of a project; what does not run is no error.
+    """Stop the web server, the workers, Valkey and PostgreSQL of a project; what does not run is no error.
 
     Also those that are left when their home directory was deleted.
 
@@ -84,6 +86,7 @@ def down(settings: Settings) -> None:
     home = settings.home
     if home.exists():
         with locked(home):
+            web.stop(home)
             workers.stop(home)
             valkey.stop(home)
             postgresql.stop(home, read_state(home))
@@ -93,7 +96,7 @@ def down(settings: Settings) -> None:
 
 
 def status(settings: Settings) -> list[ProcessStatus]:
-    """What runs for a project: the services that are ours, and the workers that were started."""
+    """What runs for a project: the services that are ours, and the workers and web server that were started."""
     home = settings.home
     state = read_state(home)
     rows = []
@@ -106,6 +109,8 @@ def status(settings: Settings) -> list[ProcessStatus]:
         )
     for pid_file in workers.pid_files(home):
         rows.append(_row(home, pid_file.stem, running_pid(pid_file), ""))
+    if web.pid_file(home).exists():
+        rows.append(_row(home, "web", running_pid(web.pid_file(home)), state.get("web_url", "")))
     return rows
 
 

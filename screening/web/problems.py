@@ -69,7 +69,14 @@ def answer(
         return render(request, "login.html", status=status, detail=detail, next=str(request.url.path))
     if is_page(request):
         return render(
-            request, "problem.html", status=status, title=title, detail=detail, request_id=request_id, headers=headers
+            request,
+            "problem.html",
+            status=status,
+            code=int(status),
+            title=title,
+            detail=detail,
+            request_id=request_id,
+            headers=headers,
         )
     content = {
         "type": "about:blank", "title": title, "status": status, "detail": detail, "request_id": request_id, **further,
@@ -111,6 +118,11 @@ def _http(request: Request, error: Exception) -> Response:
     detail = error.detail
     if error.status_code == HTTPStatus.NOT_FOUND and detail == HTTPStatus.NOT_FOUND.phrase:
         detail = f"there is nothing at {request.url.path}; /docs lists the REST API, / is the overview"
+    if error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        detail = (
+            "the body is larger than this server takes (SCREENING_WEB_UPLOAD_MB); send fewer files at a time, or "
+            "compress them"
+        )
     return answer(request, error.status_code, detail, headers=error.headers)
 
 
