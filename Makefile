@@ -3,7 +3,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
-VENDOR := screening/web/static/vendor
 
 .DEFAULT_GOAL := help
 .PHONY: help install scripts demo demo-2dmd pretrained test lint bench stop clean
@@ -35,11 +34,7 @@ $(STAMP): pyproject.toml constraints.txt package.json package-lock.json
 scripts:
 	@if ! command -v npm >/dev/null; then \
 	  echo "npm is absent: pages without 3Dmol.js, htmx and Swagger UI; install Node and call make scripts for them"; \
-	elif npm ci --silent; then \
-	  mkdir -p $(VENDOR) && cp node_modules/htmx.org/dist/htmx.min.js $(VENDOR)/htmx.js \
-	  && cp node_modules/3dmol/build/3Dmol-min.js $(VENDOR)/3dmol.js \
-	  && cp node_modules/swagger-ui-dist/swagger-ui-bundle.js node_modules/swagger-ui-dist/swagger-ui.css $(VENDOR)/; \
-	else \
+	elif ! { npm ci --silent && npm run --silent build; }; then \
 	  echo "npm could not fetch the scripts of the pages; they work without, and make scripts tries again" >&2; \
 	fi
 
@@ -71,5 +66,5 @@ stop:
 	@test ! -x $(BIN)/screening || $(BIN)/screening down
 
 clean: stop
-	rm -rf .venv node_modules $(VENDOR) build dist screening.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv node_modules screening/web/static/vendor build dist screening.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find screening workers migrations tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""What the wheel holds beside programs: the data set, and the models that the package ships."""
+"""What the wheel holds beside programs: the data set, the models that the package ships, what the pages are made of."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def test_the_wheel_holds_all_data_and_the_shipped_models(tmp_path: Path) -> None
         cwd=tree, check=True, capture_output=True, timeout=120,
     )  # fmt: skip
     (wheel,) = tree.glob("*.whl")
-    data = tree / "screening" / "data"
-    expected = {str(path.relative_to(tree)) for path in data.rglob("*") if path.is_file()}
+    folders = [tree / "screening" / name for name in ("data", "web/templates", "web/static")]
+    expected = {str(path.relative_to(tree)) for data in folders for path in data.rglob("*") if path.is_file()}
     with zipfile.ZipFile(wheel) as archive:
         assert expected <= set(archive.namelist())
     assert "screening/data/pretrained/another.safetensors" in expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -25,6 +26,7 @@ from screening.services import workers
 from screening.settings import Settings
 
 ROOT = Path(__file__).parent.parent
+PREREQUISITES = ("pyproject.toml", "constraints.txt", "package.json", "package-lock.json")
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 CLUSTER: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "docs" / "compose.cluster.yml").read_text())["services"]
@@ -114,7 +116,7 @@ def test_the_dockerfile_has_instructions_that_are_understood_and_begins_with_an_
     names = [name for name, _ in dockerfile()]
     assert set(names) <= INSTRUCTIONS
     assert names[0] == "FROM"
-    assert names.count("FROM") == 2
+    assert names.count("FROM") == 3
 
 
 def test_the_dockerfile_copies_what_is_in_the_repository_and_not_ignored() -> None:
@@ -147,7 +149,7 @@ def test_the_dockerfile_installs_the_pinned_versions() -> None:
 
 
 def test_compose_has_the_services_of_the_design() -> None:
-    assert {"postgres", "redis", "migrate", "worker-cpu", "worker-gpu", "beat"} <= set(SERVICES)
+    assert {"postgres", "redis", "migrate", "web", "worker-cpu", "worker-gpu", "beat"} <= set(SERVICES)
 
 
 def test_workers_of_the_compose_file_serve_the_queues_of_the_application() -> None:
@@ -208,7 +210,27 @@ def test_screening_understands_the_command_of_the_compose_file() -> None:
     command = [sys.executable, "-c", program, SERVICES["migrate"]["command"][0], "--help"]
     finished = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "--workers" in finished.stdout
-    assert SERVICES["migrate"]["command"][1:] == ["--workers", "none"]
+    assert SERVICES["migrate"]["command"][1:] == ["--workers", "none", "--no-web"]
+
+
+def test_the_web_server_of_the_compose_file_is_published_on_loopback_only() -> None:
+    command = SERVICES["web"]["command"]
+    program = "import sys; from screening.cli import app; app(sys.argv[1:])"
+    helped = subprocess.run(
+        [sys.executable, "-c", program, command[0], "--help"], capture_output=True, text=True, check=True
+    )
+    assert all(word in helped.stdout for word in command if word.startswith("--"))
+    assert SERVICES["web"]["ports"] == [f"127.0.0.1:{option(command, '--port')}:{option(command, '--port')}"]
+
+
+def test_scripts_of_npm_are_pinned_and_without_the_address_of_a_registry() -> None:
+    wanted = json.loads((ROOT / "package.json").read_text())
+    locked = json.loads((ROOT / "package-lock.json").read_text())["packages"]
+    for name, version in {**wanted["dependencies"], **wanted["devDependencies"]}.items():
+        assert locked[f"node_modules/{name}"]["version"] == version
+    assert not any("resolved" in package for package in locked.values())
+    assert all(name == "" or "integrity" in package for name, package in locked.items())
+    assert "ignore-scripts=true" in (ROOT / ".npmrc").read_text()
 
 
 def test_every_variable_of_the_image_and_the_compose_file_is_one_that_settings_read() -> None:
@@ -263,7 +285,7 @@ def test_the_makefile_has_the_commands_of_the_readme() -> None:
 
 def test_make_is_installed_once_and_runs_what_exists(tmp_path: Path) -> None:
     shutil.copy(ROOT / "Makefile", tmp_path)
-    for name in ("pyproject.toml", "constraints.txt"):
+    for name in PREREQUISITES:
         (tmp_path / name).touch()
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv" / "installed").touch()
@@ -276,7 +298,7 @@ def test_make_is_installed_once_and_runs_what_exists(tmp_path: Path) -> None:
 
 def test_make_says_which_python_it_wants(tmp_path: Path) -> None:
     shutil.copy(ROOT / "Makefile", tmp_path)
-    for name in ("pyproject.toml", "constraints.txt"):
+    for name in PREREQUISITES:
         (tmp_path / name).touch()
     finished = make("install", "PYTHON=python-is-absent", directory=tmp_path)
     assert finished.returncode != 0
@@ -286,7 +308,7 @@ def test_make_says_which_python_it_wants(tmp_path: Path) -> None:
 
 def test_make_demo_2dmd_without_data_says_what_to_give(tmp_path: Path) -> None:
     shutil.copy(ROOT / "Makefile", tmp_path)
-    for name in ("pyproject.toml", "constraints.txt"):
+    for name in PREREQUISITES:
         (tmp_path / name).touch()
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv" / "installed").touch()

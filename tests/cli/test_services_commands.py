@@ -69,7 +69,7 @@ def test_a_home_that_is_a_file_is_told(tmp_path: Path, command: str) -> None:
 
 def test_status_of_services_that_were_stopped_or_killed_says_what_to_do(home: Path) -> None:
     settings = settings_of(home)
-    assert screening("up", "--workers", "none", "--json", home=home).returncode == 0
+    assert screening("up", "--workers", "none", "--no-web", "--json", home=home).returncode == 0
     assert screening("status", "--json", home=home).returncode == 0
     valkey = next(row.pid for row in status(settings) if row.name == "valkey")
     assert valkey is not None
