@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -91,14 +92,18 @@ def csrf_of(cookie: str) -> str:
     return hashlib.sha256(f"csrf {cookie}".encode()).hexdigest()
 
 
-async def _sent_csrf(request: Request) -> str | None:
-    """The token against forged requests, from the header or the form."""
-    if request.method in _SAFE or CSRF_HEADER in request.headers:
-        return request.headers.get(CSRF_HEADER)
-    if request.headers.get("content-type", "").split(";")[0] in _FORMS:
-        found = (await request.form()).get(CSRF_FIELD)
-        return found if isinstance(found, str) else None
-    return None
+async def _sent_csrf(request: Request) -> AsyncIterator[str | None]:
+    """The token against forged requests, from the header or the form, whose files are closed at the end."""
+    is_form = request.headers.get("content-type", "").split(";")[0] in _FORMS
+    if request.method in _SAFE or CSRF_HEADER in request.headers or not is_form:
+        yield request.headers.get(CSRF_HEADER)
+        return
+    form = await request.form()
+    try:
+        found = form.get(CSRF_FIELD)
+        yield found if isinstance(found, str) else None
+    finally:
+        await form.close()
 
 
 def find_caller(request: Request, sent_csrf: Annotated[str | None, Depends(_sent_csrf)]) -> Caller | None:
@@ -117,6 +122,21 @@ def find_caller(request: Request, sent_csrf: Annotated[str | None, Depends(_sent
 
 
 MaybeCaller = Annotated[Caller | None, Depends(find_caller)]
+
+
+def remember_browser(request: Request) -> None:
+    """Let an error's page know who is logged in, where the request failed before that was asked."""
+    if getattr(request.state, "caller", None) is None:
+        request.state.caller = _known_browser(request, server_of(request))
+
+
+def _known_browser(request: Request, server: Server) -> Caller | None:
+    cookie = request.cookies.get(COOKIE)
+    if not cookie:
+        return None
+    with server.transaction(read_only=True) as session:
+        known = tokens.find_login(session, cookie)
+    return None if known is None else Caller(known.name, known.role, known.id, csrf_of(cookie))
 
 
 def _by_token(request: Request, server: Server, limits: RateLimits) -> Caller | None:
@@ -138,21 +158,14 @@ def _by_token(request: Request, server: Server, limits: RateLimits) -> Caller | 
 
 
 def _by_cookie(request: Request, server: Server, sent_csrf: str | None) -> Caller | None:
-    cookie = request.cookies.get(COOKIE)
-    if not cookie:
-        return None
-    with server.transaction(read_only=True) as session:
-        known = tokens.find_login(session, cookie)
-    if known is None:
-        return None
-    csrf = csrf_of(cookie)
-    if request.method not in _SAFE:
+    found = _known_browser(request, server)
+    if found is not None and request.method not in _SAFE:
         _check_origin(request)
-        if sent_csrf is None or not hmac.compare_digest(sent_csrf.encode(), csrf.encode()):
+        if sent_csrf is None or not hmac.compare_digest(sent_csrf.encode(), found.csrf.encode()):
             raise ProblemError(
                 403, "the form did not come from a page of this server, or is from before you logged in; load it again"
             )
-    return Caller(known.name, known.role, known.id, csrf)
+    return found
 
 
 def _check_origin(request: Request) -> None:

@@ -15,6 +15,7 @@ import anyio.to_thread
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.staticfiles import StaticFiles
 
 from screening import __version__
@@ -22,8 +23,8 @@ from screening.database.session import check_schema
 from screening.settings import Settings, load_settings
 from screening.web import documentation, health, login, metrics
 from screening.web.access import RateLimits
-from screening.web.middleware import EntityTags, RequestLog
-from screening.web.problems import add_handlers
+from screening.web.error_answers import add_handlers
+from screening.web.middleware import DeclaredLength, EntityTags, RequestLog
 from screening.web.server import N_THREADS, Server
 from screening.web.templating import STATIC
 
@@ -56,7 +57,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     app = FastAPI(
         title="screening", version=__version__, description=_DESCRIPTION, lifespan=lifespan, docs_url=None,
-        redoc_url=None, max_body_size=int(settings.web_upload_mb * 1e6), telemetry={"tracing": False},
+        redoc_url=None, telemetry={"tracing": False},
     )  # fmt: skip
     app.state.server = server
     app.state.limits = RateLimits(settings.web_rate)
@@ -75,6 +76,9 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "If-None-Match"],
             expose_headers=["ETag"],
         )  # fmt: skip
+    longest = int(settings.web_upload_mb * 1e6)
+    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=longest)
+    app.add_middleware(DeclaredLength, longest=longest)
     app.add_middleware(RequestLog)
 
 
