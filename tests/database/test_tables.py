@@ -65,6 +65,10 @@ ROWS: dict[str, dict[str, Any]] = {
         "batch": 8, "max_calculations": 100, "patience": 2, "top": 10, "seed": 1,
     },
     "loop_steps": {"loop_id": "loop", "number": 1, "stage": "rank", "ranking_id": "ranking"},
+    "access_tokens": {"name": "ben", "role": "read", "secret_sha256": b"s" * 32},
+    "logins": {"token_id": "token", "secret_sha256": b"s" * 32, "expires_at": "2030-01-01"},
+    "idempotent_requests": {"token_id": "token", "key": "k", "request_sha256": b"d" * 32, "status": 201, "answer": "{}"},  # noqa: E501
+    "uploads": {"purpose": "results", "name": "vasprun.xml", "size": 1, "sha256": b"d" * 32, "content": b"x", "options": "{}"},  # noqa: E501
 }  # fmt: skip
 _LEASED = {
     "state": {"state": "paused"},
@@ -158,6 +162,16 @@ BROKEN: dict[str, dict[str, dict[str, Any]]] = {
     },
     "loop_steps": {"number": {"number": 0}, "stage": {"stage": "sleep"}},
     "model_training_results": {"role": {"role": "test"}},
+    "access_tokens": {"role": {"role": "root"}, "secret_sha256": {"secret_sha256": b"short"}},
+    "logins": {"secret_sha256": {"secret_sha256": b"short"}},
+    "idempotent_requests": {"status": {"status": 500}},
+    "uploads": {
+        **_LEASED,
+        "purpose": {"purpose": "decoration"},
+        "file": {"sha256": b"short"},
+        "finished_has_report": {"state": "finished"},
+        "open_has_content": {"content": None},
+    },
 }
 CASES = [(table, rule, columns) for table, rules in BROKEN.items() for rule, columns in rules.items()]
 
@@ -174,6 +188,9 @@ def references(session: Session, ids: Any) -> dict[str, int]:
     for name, table in {"folder": "watched_folders", "design": "designs", "loop": "loops"}.items():
         first = {key: f"first of {value}" for key, value in ROWS[table].items() if key in ("name", "path")}
         found[name] = insert(session, table, ROWS[table] | first, found)
+    found["token"] = insert(
+        session, "access_tokens", {"name": "ana", "role": "read", "secret_sha256": b"t" * 32}, found
+    )
     for name in ("configuration", "calculation", "result"):
         table = "calculation_results" if name == "result" else f"{name}s"
         columns = ROWS[table] | ({"sites": "{9}"} if "sites" in ROWS[table] else {})
