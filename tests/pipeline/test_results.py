@@ -387,7 +387,7 @@ def test_a_table_names_sites_or_structures(clean_engine: Engine, tmp_path: Path)
     ("name", "content", "message"),
     [
         ("done.csv", b"structure,gap\n", "expected energy, and structure or sites"),
-        ("done.csv.gz", gzip.compress(b"structure,energy\n" * 99)[:30], "is cut short or no CSV file"),
+        ("done.csv.gz", gzip.compress(b"structure,energy\n" * 99, mtime=0)[:30], "is cut short or no CSV file"),
         ("done.extxyz", b"2\nnothing\nS 0 0", "cannot be read as extxyz"),
         ("vasprun.xml", b"<modeling><generator>", "is cut short or no vasprun.xml"),
         ("vasprun.xml.gz", b"nothing", "is cut short or no vasprun.xml"),
