@@ -12,7 +12,7 @@ import screening.cli.rounds as rounds
 import screening.cli.watch as watch
 from screening.cli.options import AsJson, LevelName, Wait
 from screening.cli.output import Tick, note, print_json, print_table, progress_bar, wait_for
-from screening.cli.project import Project, stored_host_name
+from screening.cli.project import Project
 from screening.errors import InputError
 
 if TYPE_CHECKING:
@@ -133,6 +133,7 @@ def results_add(
     from dataclasses import asdict
 
     from screening.pipeline.results import add_result_files
+    from screening.pipeline.space_requests import stored_host_name
 
     if new_level and level is None:
         raise InputError("--new-level says that the name of --level is new; give --level too")

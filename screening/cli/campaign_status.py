@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from screening.cli.designs import describe_query
 from screening.cli.options import AsJson
 from screening.cli.output import counted, duration, note, print_json, print_table, show, size_on_disk, table_of
 from screening.cli.project import Project
@@ -34,7 +33,7 @@ class CampaignView:
     """A campaign at a moment.
 
     Attributes:
-        of: what it is, as describe_campaign says it.
+        of: what it is, as plans.describe_campaign says it.
         stored_rows: candidates that are stored.
         disk_bytes: of these rows with their indexes.
         seen_at: by the clock of the database.
@@ -97,37 +96,6 @@ def campaign_list(as_json: AsJson = False) -> None:
     print_table(columns, rows)
 
 
-def describe_campaign(session: Session, campaign: Campaign) -> dict[str, Any]:
-    """What a campaign is: name, state, host, supercell, search space, model, storage mode, query."""
-    from screening.database.tables import Host, SearchSpace, Supercell, TrainedModel
-    from screening.pipeline.campaign_choice import describe_space
-
-    space = session.get_one(SearchSpace, campaign.search_space_id)
-    supercell = session.get_one(Supercell, space.supercell_id)
-    model = None if campaign.model_id is None else session.get_one(TrainedModel, campaign.model_id).name
-    return {
-        "campaign": campaign.name,
-        "state": campaign.state,
-        "host": session.get_one(Host, supercell.host_id).name,
-        "supercell": supercell.label,
-        "search_space_id": space.id,
-        "search_space": describe_space(space),
-        "model": model,
-        "storage": campaign.storage,
-        "query": campaign.query,
-    }
-
-
-def what_is_kept(of: dict[str, Any]) -> str:
-    """The storage mode of a described campaign in words."""
-    from screening.database.design_query import DesignQuery
-
-    if of["query"] is None:
-        return "every candidate" + (" with its predictions" if of["model"] else "")
-    query = DesignQuery.model_validate(of["query"])
-    return f"the best {query.limit:,}: {describe_query(query)}"
-
-
 def look_at(project: Project, name: str) -> CampaignView:
     """A campaign now.
 
@@ -138,6 +106,7 @@ def look_at(project: Project, name: str) -> CampaignView:
 
     from screening.database import campaigns
     from screening.database.queries import campaign_by_name
+    from screening.pipeline.plans import describe_campaign
 
     with project.transaction() as session:
         campaign = campaign_by_name(session, name)
@@ -208,6 +177,8 @@ def _print_changes(project: Project, name: str, file: TextIO) -> CampaignView:
 def _layout(view: CampaignView) -> RenderableType:
     """What `status` shows."""
     from rich.console import Group
+
+    from screening.pipeline.plans import what_is_kept
 
     seen, of = view.progress, view.of
     lines = [

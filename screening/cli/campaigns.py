@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from screening.cli.campaign_status import campaign_list, campaign_status, describe_campaign, what_is_kept
+from screening.cli.campaign_status import campaign_list, campaign_status
 from screening.cli.options import (
     AsJson,
     CompositionText,
@@ -30,18 +30,15 @@ from screening.cli.options import (
 from screening.cli.output import counted, duration, note, print_json, print_table, size_on_disk
 from screening.cli.project import LimitOptions, Project
 from screening.cli.query_options import Confidence, Gap, Highest, Sort, Windows, build_query
-from screening.cli.searches import find_symmetry_of, model_id_of, read_space
+from screening.cli.searches import model_id_of, read_space
 from screening.errors import InputError
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import Session
-
     from screening.database.campaigns import CampaignProgress
     from screening.database.design_query import DesignQuery
     from screening.defects.enumeration import SearchSpace
     from screening.pipeline.campaigns import CampaignRequest
-
-MOST_BYTES = 50 * 10**9  # more than a laptop has to spare
+    from screening.pipeline.plans import Change
 
 NameOfCampaign = Annotated[str, typer.Argument(metavar="NAME", help="Name of the campaign.")]
 
@@ -129,35 +126,12 @@ def plan_stored(
     Raises:
         InputError: nobody could scan it, or the model does not fit it.
     """
-    from screening.database.tables import TrainedModel
-    from screening.pipeline import campaigns, costs, searches
-    from screening.pipeline.hosts import add_supercell
+    from screening.pipeline.plans import plan_campaign
     from screening.services import n_processes
 
-    symmetry = find_symmetry_of(space)
-    numbers = searches.count_table(space, symmetry)
-    total = numbers["total"]
     with project.transaction() as session:
-        space_id = searches.add_search_space(session, add_supercell(session, space.supercell), space)
-        campaign = campaigns.plan(session, space_id, request, chunk_rows=chunk_rows)
-        seconds: float | None
-        if request.model_id is None:
-            queue, n_properties, seconds = "cpu", 0, costs.enumeration_seconds(space, symmetry, total)
-        else:
-            n_properties = len(session.get_one(TrainedModel, request.model_id).properties)
-            queue, seconds = "gpu", costs.scoring_seconds(session, total)
-            if seconds is None:
-                seconds = costs.timed_scoring_seconds(session, request.model_id, space, symmetry, total)
-        n_kept = total if request.query is None else min(total, request.query.limit)
-        return {
-            **describe_campaign(session, campaign),
-            "candidates": total,
-            "by_defects": numbers["by_defects"],
-            "chunks": _n_chunks(session, campaign.id),
-            "disk_bytes": costs.disk_bytes(n_kept, n_properties=n_properties),
-            "seconds": seconds,
-            "workers": n_processes(project.settings, queue),
-        }
+        found = plan_campaign(session, space, request, chunk_rows=chunk_rows)
+    return found | {"workers": n_processes(project.settings, "cpu" if request.model_id is None else "gpu")}
 
 
 def campaign_start(name: NameOfCampaign, as_json: AsJson = False) -> None:
@@ -223,18 +197,17 @@ def campaign_delete(
         print(f"campaign {name} is deleted; {size_on_disk(size)} are free")
 
 
-def _change(project: Project, name: str, verb: Literal["start", "pause", "resume", "cancel"]) -> CampaignProgress:
+def _change(project: Project, name: str, verb: Change) -> CampaignProgress:
     """Change the state of a campaign and tell the workers; how far it is."""
     from screening.database.campaigns import progress_of
     from screening.database.queries import campaign_by_name
-    from screening.pipeline import campaigns
+    from screening.pipeline.plans import change
 
     with project.transaction() as session:
         campaign = campaign_by_name(session, name)
-        getattr(campaigns, verb)(session, campaign)
-        campaign_id, scores = campaign.id, campaign.model_id is not None
-    if verb in ("start", "resume"):
-        project.announce("score" if scores else "enumerate")
+        kind, campaign_id = change(session, campaign, verb), campaign.id
+    if kind is not None:
+        project.announce(kind)
     with project.transaction() as session:
         (found,) = progress_of(session, campaign_id)
     return found
@@ -273,15 +246,10 @@ def _kept_query(space: SearchSpace, keep: int | None, options: dict[str, Any]) -
     return None
 
 
-def _n_chunks(session: Session, campaign_id: int) -> int:
-    from screening.database.campaigns import progress_of
-
-    (found,) = progress_of(session, campaign_id)
-    return found.chunks
-
-
 def _print_plan(project: Project, found: dict[str, Any]) -> None:
     """What a campaign is and will cost."""
+    from screening.pipeline.plans import what_is_kept
+
     print(
         f"campaign {found['campaign']} ({found['state']}): {found['search_space']} in {found['host']} "
         f"{found['supercell']}"
@@ -308,6 +276,8 @@ def storage_advice(found: Mapping[str, Any], free: float) -> str | None:
     Args:
         free: bytes that are free on the disk of the database.
     """
+    from screening.pipeline.plans import MOST_BYTES
+
     size = found["disk_bytes"]
     if found["storage"] == "best" or size <= min(MOST_BYTES, free):
         return None

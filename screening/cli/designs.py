@@ -36,7 +36,6 @@ from screening.cli.query_options import (
     Windows,
     find_query,
     query_fields,
-    with_stored_host,
 )
 from screening.errors import InputError
 
@@ -128,6 +127,8 @@ def design(
         _print_table_json(table, ranking)
         return
     if not table.rows:
+        from screening.pipeline.query_words import describe_nothing
+
         print(describe_nothing(asked, table.candidates))
     else:
         print_ranking(table.rows, asked, why=why)
@@ -218,32 +219,6 @@ def _shown_properties(rows: list[dict[str, Any]], query: DesignQuery) -> list[st
     return [name for name in names if all(f"{name}_mean" in row for row in rows)]
 
 
-def describe_nothing(query: DesignQuery, candidates: int) -> str:
-    """Why a ranking may be empty, and what to change."""
-    if not query.windows:
-        return f"none of the {candidates} candidates is what the query asks for; ask for less, or score another space"
-    return (
-        f"none of the {candidates} candidates has {describe_windows(query)} with a probability of "
-        f"{query.confidence:g} or more; lower --confidence, or widen the windows"
-    )
-
-
-def describe_query(query: DesignQuery) -> str:
-    """A design query in words: `homo_lumo_gap_min 1:1.2 (probability 0.5 or more), lowest formation_energy first`."""
-    windows = f"{describe_windows(query)} (probability {query.confidence:g} or more), " if query.windows else ""
-    if query.pareto:
-        return f"{windows}front of " + ", ".join(f"{goal.direction} {goal.property}" for goal in query.pareto)
-    order = {"probability": "likeliest", "concentration": "most frequent"}.get(query.sort)
-    if query.target is not None:
-        order = f"{query.sort} closest to {query.target:g}"
-    return f"{windows}{order or f'{query.direction} {query.sort}'} first"
-
-
-def describe_windows(query: DesignQuery) -> str:
-    """The windows as their options are written: `homo_lumo_gap_min 1:1.2 and total_mag 0.5:`."""
-    return " and ".join(map(str, query.windows))
-
-
 def next_(
     query: QueryFile = None,
     host: SomeHost = None,
@@ -325,6 +300,7 @@ def propose_stored(
 
     from screening.database.rounds import name_round
     from screening.pipeline.informative_rounds import propose_informative
+    from screening.pipeline.query_context import with_stored_host
     from screening.pipeline.rounds import propose, write_structures
 
     with project.transaction() as session:

@@ -9,7 +9,7 @@ import typer
 import screening.cli.model_files as model_files
 from screening.cli.options import AsJson, LevelName, Wait
 from screening.cli.output import print_json, print_table, wait_for
-from screening.cli.project import Project, stored_host_name
+from screening.cli.project import Project
 from screening.cli.retraining import model_history, model_policy, model_rollback, print_comparison
 from screening.cli.training_progress import look_at_training
 from screening.errors import ScreeningError
@@ -65,6 +65,7 @@ def train(
     The first version of a model goes into production; a further one (--from) if it is not worse.
     """
     from screening.pipeline.models import TrainingRequest
+    from screening.pipeline.space_requests import stored_host_name
 
     project = Project()
     with project.transaction() as session:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session
 
-    from screening.defects.enumeration import SearchSpace
     from screening.defects.host import Host
     from screening.pipeline.dispatch import Kind
     from screening.services import Addresses
@@ -75,37 +74,17 @@ def find_host(project: Project, name: str) -> Host:
     Raises:
         UnknownNameError: neither knows it.
     """
-    from screening.database import queries
     from screening.defects.catalogue import catalogue_host
-    from screening.pipeline.hosts import host_of
+    from screening.pipeline.space_requests import known_host
 
     try:
         with project.transaction() as session:
-            row = queries.find_host(session, stored_host_name(session, name))
-            if row is not None:
-                return host_of(row)
+            return known_host(session, name)
     except ServiceError as error:
         try:
             return catalogue_host(name)
         except UnknownNameError as unknown:
             raise UnknownNameError(f"{unknown}; the database was not asked: {error}") from error
-    return catalogue_host(name)
-
-
-def stored_host_name(session: Session, name: str) -> str:
-    """The name by which the database knows, or would know, a host that a command names: h-BN for hBN.
-
-    A host of exactly this name comes first, even if the catalogue has it as another name of one of its own.
-    """
-    from screening.database import queries
-    from screening.defects.catalogue import catalogue_host
-
-    if queries.find_host(session, name) is not None:
-        return name
-    try:
-        return catalogue_host(name).name
-    except UnknownNameError:
-        return name
 
 
 @dataclass(frozen=True)
@@ -119,27 +98,3 @@ class LimitOptions:
 
 
 NO_LIMITS = LimitOptions()
-
-
-def search_space(
-    host: Host, supercell: str, types: str, *, max_defects: int, min_defects: int = 1, composition: str | None = None,
-    limits: LimitOptions = NO_LIMITS,
-) -> SearchSpace:  # fmt: skip
-    """The search space of a command's options.
-
-    Raises:
-        InputError: an option cannot be read, or does not fit the host.
-    """
-    from screening.defects.defect_types import parse_composition, parse_defect_types
-    from screening.defects.enumeration import SearchSpace
-    from screening.defects.host import Supercell
-    from screening.defects.limits import Limits, parse_limits
-
-    return SearchSpace(
-        Supercell.parse(host, supercell),
-        parse_defect_types(types),
-        max_defects,
-        min_defects=min_defects,
-        composition=parse_composition(composition) if composition else None,
-        limits=Limits(parse_limits(limits.limit, limits.require), limits.min_separation, limits.max_separation),
-    )

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from screening.cli.project import stored_host_name
 from screening.errors import InputError
 
 if TYPE_CHECKING:
@@ -181,6 +180,7 @@ def find_query(session: Session, campaign_name: str | None, **options: Any) -> D
     from screening.database import queries
     from screening.database.design_query import DesignQuery
     from screening.database.tables import Host, SearchSpace, Supercell
+    from screening.pipeline.query_context import with_stored_host
 
     fields = query_fields(options)
     if campaign_name is None:
@@ -198,9 +198,3 @@ def find_query(session: Session, campaign_name: str | None, **options: Any) -> D
         if fields.keys() <= {"host", "supercell", "places", "limit"}:
             fields = {name: value for name, value in campaign.query.items() if name != "places"} | fields
     return with_stored_host(session, DesignQuery.of(**fields))
-
-
-def with_stored_host(session: Session, query: DesignQuery) -> DesignQuery:
-    """The query under the names by which the database knows its hosts: h-BN for hBN."""
-    places = tuple(place.model_copy(update={"host": stored_host_name(session, place.host)}) for place in query.places)
-    return query.model_copy(update={"places": places})

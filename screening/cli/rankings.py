@@ -31,8 +31,8 @@ def add_commands(app: typer.Typer) -> None:
 
 def ranking_list(as_json: AsJson = False) -> None:
     """List the rankings that were kept."""
-    from screening.cli.designs import describe_query
     from screening.database.design_query import DesignQuery
+    from screening.pipeline.query_words import describe_query
     from screening.pipeline.rankings import list_rankings
 
     with Project().transaction() as session:
@@ -59,7 +59,8 @@ def ranking_show(
     as_json: AsJson = False,
 ) -> None:
     """Show a ranking as it was when it was made, whatever has become of its campaign."""
-    from screening.cli.designs import describe_query, print_ranking
+    from screening.cli.designs import print_ranking
+    from screening.pipeline.query_words import describe_query
     from screening.pipeline.rankings import find_ranking, load_ranking
 
     with Project().transaction() as session:

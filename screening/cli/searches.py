@@ -23,7 +23,7 @@ from screening.cli.options import (
     Wait,
 )
 from screening.cli.output import Tick, duration, print_json, print_table, size_on_disk, wait_for
-from screening.cli.project import NO_LIMITS, LimitOptions, Project, find_host, search_space
+from screening.cli.project import NO_LIMITS, LimitOptions, Project, find_host
 from screening.cli.walks import enumerate_here, print_sample, sample_here
 from screening.errors import InputError, ScreeningError, ServiceError
 
@@ -184,21 +184,16 @@ def read_space(
     limits: LimitOptions = NO_LIMITS,
 ) -> SearchSpace:
     """The search space of the options that count, enumerate and score share."""
-    from screening.defects.defect_types import parse_composition
+    from screening.pipeline.space_requests import SpaceRequest, space_of
 
-    if max_defects is None:
-        if composition is None:
-            raise InputError("the search space has no end; give --max-defects, or --composition")
-        max_defects = sum(parse_composition(composition).values())
-    return search_space(
-        find_host(project, host),
-        supercell,
-        types,
-        max_defects=max_defects,
-        min_defects=min_defects,
-        composition=composition,
-        limits=limits,
-    )
+    request = SpaceRequest.model_construct(
+        host=host, supercell=supercell, defect_types=types, max_defects=max_defects, min_defects=min_defects,
+        composition=composition, limits=tuple(limits.limit), required=tuple(limits.require),
+        min_separation=limits.min_separation, max_separation=limits.max_separation,
+    )  # fmt: skip
+    if max_defects is None and composition is None:
+        raise InputError("the search space has no end; give --max-defects, or --composition")
+    return space_of(find_host(project, host), request)
 
 
 def _cost(project: Project, space: SearchSpace, symmetry: Any, total: int) -> dict[str, Any]:
@@ -247,18 +242,11 @@ def score_stored(project: Project, space: SearchSpace, model_name: str | None, *
 
 
 def model_id_of(project: Project, space: SearchSpace, name: str | None) -> int:
-    """The model of this name, or the newest that has learnt from the host of a search space.
-
-    Raises:
-        UnknownNameError: there is none.
-        InputError: it is not trained yet.
-    """
-    from screening.database.listings import newest_model
-    from screening.database.queries import model_by_name
-    from screening.pipeline.hosts import add_supercell
+    """The model of this name, or the newest that has learnt from the host of a search space."""
+    from screening.pipeline.space_requests import model_id_for
 
     with project.transaction() as session:
-        return model_by_name(session, name or newest_model(session, add_supercell(session, space.supercell).id)).id
+        return model_id_for(session, space, name)
 
 
 def _scan_stored(

@@ -10,7 +10,7 @@ import typer
 
 from screening.cli.options import AsJson
 from screening.cli.output import note, print_json, print_table, progress_bar
-from screening.cli.project import Project, stored_host_name
+from screening.cli.project import Project
 from screening.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def results_watch(
         _list_watched(as_json=as_json)
         return
     from screening.cli.calculations import chemical_potential
+    from screening.pipeline.space_requests import stored_host_name
     from screening.pipeline.watched_folders import look, watch_folder
 
     if interval <= 0 or abandoned <= 0:

@@ -15,6 +15,7 @@ from screening.defects.defect_types import DefectType
 from screening.errors import InputError
 from screening.pipeline.campaign_choice import describe_space, find_campaign
 from screening.pipeline.potentials import ElementPotential, potentials_of, shifts_of
+from screening.pipeline.space_requests import stored_host_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +74,12 @@ def resolve(
         raise InputError(f"the places are answered by {', '.join(names)}; a ranking is at one level: give level")
     check_types(session, query, [campaign for campaign, _ in found])
     return [_answer(session, query, place, *answering) for place, answering in enumerate(found)]
+
+
+def with_stored_host(session: Session, query: DesignQuery) -> DesignQuery:
+    """The query under the names by which the database knows its hosts: h-BN for hBN."""
+    places = tuple(place.model_copy(update={"host": stored_host_name(session, place.host)}) for place in query.places)
+    return query.model_copy(update={"places": places})
 
 
 def _check_distinct(query: DesignQuery, campaigns: list[tables.Campaign]) -> None:

@@ -12,9 +12,9 @@ from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 
 from screening.cli.calculations import builtin_level, calculate_stored, describe_calculations
-from screening.cli.designs import describe_nothing, design, propose_stored
+from screening.cli.designs import design, propose_stored
 from screening.cli.project import Project
-from screening.cli.query_options import build_query, with_stored_host
+from screening.cli.query_options import build_query
 from screening.database import tables
 from screening.database.session import session_scope
 from screening.defects.catalogue import catalogue_host
@@ -22,6 +22,8 @@ from screening.defects.host import Supercell
 from screening.dft import xtb
 from screening.errors import InputError
 from screening.pipeline.hosts import add_configurations, add_supercell
+from screening.pipeline.query_context import with_stored_host
+from screening.pipeline.query_words import describe_nothing
 from screening.pipeline.references import add_level
 from screening.settings import Settings
 from tests.pipeline.test_rounds import scored

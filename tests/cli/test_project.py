@@ -7,13 +7,14 @@ from dataclasses import replace
 import pytest
 from sqlalchemy.orm import Session
 
-from screening.cli.project import Project, find_host, stored_host_name
+from screening.cli.project import Project, find_host
 from screening.database.queries import get_host
 from screening.database.session import make_engine, session_scope
 from screening.defects.catalogue import catalogue_host
 from screening.defects.host import Supercell
 from screening.errors import UnknownNameError
 from screening.pipeline.hosts import add_supercell
+from screening.pipeline.space_requests import stored_host_name
 from screening.services import addresses
 from screening.settings import Settings
 
