@@ -27,6 +27,7 @@ from screening.pipeline.open_designs import rank_open_designs
 from screening.pipeline.policies import tend
 from screening.pipeline.rounds import calculate_unit
 from screening.pipeline.scanning import scan_unit
+from screening.pipeline.uploads import predict_upload, take_upload
 from workers.app import app
 
 _LONGEST_ERROR = 2000  # characters; some drivers quote whole statements
@@ -58,6 +59,18 @@ def score_next() -> None:
     """Scan a chunk of a campaign with its model."""
     _work("score", partial(scan_unit, device=app.settings.device))
     _close_campaigns()
+
+
+@app.task(name=task_name("intake"))
+def take_next_upload() -> None:
+    """Take in the results of an upload."""
+    _work("intake", take_upload)
+
+
+@app.task(name=task_name("predict"))
+def predict_next_upload() -> None:
+    """Predict the structures of an upload."""
+    _work("predict", partial(predict_upload, device=app.settings.device))
 
 
 @app.task(name=task_name("tend"))

@@ -69,7 +69,7 @@ def archive_members(source: Path | IO[bytes], *, limits: ArchiveLimits = DEFAULT
 
 
 @contextmanager
-def unpacked(path: Path) -> Iterator[Path]:
+def unpacked(path: Path, *, limits: ArchiveLimits = DEFAULT_LIMITS) -> Iterator[Path]:
     """A folder with the files of an archive, called as the archive without its ending, for the length of the block.
 
     Raises:
@@ -78,7 +78,7 @@ def unpacked(path: Path) -> Iterator[Path]:
     with TemporaryDirectory(prefix="screening-") as scratch:
         root = Path(scratch, path.stem)
         root.mkdir()
-        for member, content in archive_members(path):
+        for member, content in archive_members(path, limits=limits):
             target = root / PurePosixPath(member)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)

@@ -23,22 +23,27 @@ from screening.services import without_password
 if TYPE_CHECKING:
     from celery import Celery
 
-Kind = Literal["enumerate", "calculate", "train", "score", "tend", "advance"]
+Kind = Literal["enumerate", "calculate", "train", "score", "intake", "predict", "tend", "advance"]
 
 UNITS: dict[Kind, Unit] = {
     "enumerate": tables.Chunk,
     "calculate": tables.Calculation,
     "train": tables.TrainedModel,
     "score": tables.Chunk,
+    "intake": tables.Upload,
+    "predict": tables.Upload,
 }
 CONDITIONS: dict[Kind, tuple[ColumnElement[bool], ...]] = {
     "enumerate": (tables.Chunk.scores.is_(False),),
     "calculate": (),
     "train": (),
     "score": (tables.Chunk.scores.is_(True),),
+    "intake": (tables.Upload.purpose == "results",),
+    "predict": (tables.Upload.purpose == "prediction",),
 }
 QUEUES: dict[Kind, Literal["cpu", "gpu"]] = {
-    "enumerate": "cpu", "calculate": "cpu", "train": "gpu", "score": "gpu", "tend": "gpu", "advance": "gpu",
+    "enumerate": "cpu", "calculate": "cpu", "train": "gpu", "score": "gpu", "intake": "cpu",
+    "predict": "gpu", "tend": "gpu", "advance": "gpu",
 }  # fmt: skip
 
 EXPIRES_S = 60.0  # a worker that was busy for longer hears of what is left from beat

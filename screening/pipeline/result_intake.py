@@ -51,12 +51,18 @@ class IntakeOptions:
         new_level: let a name that is not known be a new level.
         host_name: host of the structures, where several would do; name of the host that a bulk run brings.
         chemical_potentials: eV per atom by element, for the levels of the files.
+        folder: where the files are for the time being; what is kept of their paths is below it.
     """
 
     level_name: str | None = None
     new_level: bool = False
     host_name: str | None = None
     chemical_potentials: Mapping[str, float] = field(default_factory=dict)
+    folder: Path | None = None
+
+    def shown(self, path: Path) -> str:
+        """How a file's path is kept."""
+        return str(path if self.folder is None else path.relative_to(self.folder))
 
 
 @dataclass(eq=False)
@@ -191,7 +197,7 @@ class _Intake:
         with session_scope(self._engine) as session:
             places, groups, ledger = Places(session, self._options.host_name), dict[tuple[int, int], _Group](), Ledger()
             file_id = queries.add_source_file(
-                session, sha256=digest, path=str(path), kind=kind, size=size, version=_PARSER
+                session, sha256=digest, path=self._options.shown(path), kind=kind, size=size, version=_PARSER
             )
             for result in found:
                 name = f"{path.parent.name}/{result.name} {digest[:12]}"
@@ -218,7 +224,12 @@ class _Intake:
         with session_scope(self._engine) as session:
             stored = load_supercell(session, expected.supercell_id)
             file_id = queries.add_source_file(
-                session, sha256=digest, path=str(path), kind=kind, size=path.stat().st_size, version=_PARSER
+                session,
+                sha256=digest,
+                path=self._options.shown(path),
+                kind=kind,
+                size=path.stat().st_size,
+                version=_PARSER,
             )
             failures = [(expected.configuration, reason)]
             record_failures(session, stored, expected.level_id, failures, file_id=file_id)

@@ -29,17 +29,16 @@ from screening.dft.results import LevelOfTheory
 from screening.dft.slurm_array import array_script
 from screening.dft.structures import write_structure
 from screening.dft.vasp_inputs import input_settings, write_inputs
-from screening.errors import FileFormatError, InputError
-from screening.pipeline.expected_runs import ExpectedRun, in_words, is_being_written, output_of, set_aside
+from screening.errors import InputError
+from screening.pipeline.expected_runs import in_words, set_aside
 from screening.pipeline.hosts import add_configurations, load_supercell
 from screening.pipeline.references import elements_of
 from screening.pipeline.result_intake import IntakeOptions, drop_completed, take_files
 from screening.pipeline.result_rows import IntakeReport, Ledger, add_failure
+from screening.pipeline.round_manifests import MANIFEST, expected_runs, read_manifest
 from screening.pipeline.watched_folders import ABANDONED_S
 
-MANIFEST = "manifest.json"
 SCRIPT = "run.sbatch"
-_ENTRY = {"calculation": int, "folder": str, "sites": list, "defect_types": list, "defects": str, "attempt": int}
 _PRISTINE = "pristine reference of the formation energies of the round"
 
 
@@ -105,7 +104,7 @@ def export_round(
     row = rounds.level_of_round(session, round_)
     level = LevelOfTheory(row.name, row.code, row.functional, row.settings)
     inputs = _Inputs(level, settings, only_structures)
-    known = _read_manifest(folder, round_id=round_id) if folder.exists() else {}
+    known = read_manifest(folder, round_id=round_id) if folder.exists() else {}
     used = {} if only_structures else input_settings(level, settings)
     notes: list[str] = []
     _add_pristine(session, round_, notes)
@@ -142,31 +141,16 @@ def import_round(
         UnknownNameError: the database has no such round.
         InputError: the manifest is that of another database.
     """
-    manifest = _read_manifest(folder, round_id=None)
-    expected: dict[Path, ExpectedRun] = {}
-    without_result, being_written = [], []
-    with session_scope(engine) as session:
-        round_ = rounds.find_round(session, str(manifest["round"]))
-        for entry in manifest["calculations"]:
-            run = _expected_run(session, round_, entry, manifest["settings"])
-            files = output_of(folder / entry["folder"])
-            growing = [path for path in files if is_being_written(path, abandoned_s)]
-            expected |= dict.fromkeys((path for path in files if path not in growing), run)
-            if growing:
-                being_written.append(run.calculation_id)
-            elif not files:
-                without_result.append(run.calculation_id)
-        level_name = rounds.level_of_round(session, round_).name
-    options = IntakeOptions(level_name, chemical_potentials=dict(chemical_potentials or {}))
+    runs = expected_runs(engine, folder, abandoned_s=abandoned_s)
+    options = IntakeOptions(runs.level_name, chemical_potentials=dict(chemical_potentials or {}))
     ledger = Ledger()
-    for found in take_files(engine, list(expected), options, expected=expected, on_progress=on_progress).values():
+    for found in take_files(engine, list(runs.files), options, expected=runs.files, on_progress=on_progress).values():
         ledger.add(found)
     with session_scope(engine) as session:
         drop_completed(session, ledger)
-        states = [row["state"] for row in rounds.round_rows(session, int(manifest["round"]))]
+        states = [row["state"] for row in rounds.round_rows(session, runs.round_id)]
     counts = {state: states.count(state) for state in rounds.STATES if state in states}
-    name = manifest["name"] or f"round {manifest['round']}"
-    return ImportReport(name, ledger.report(), tuple(without_result), tuple(being_written), counts)
+    return ImportReport(runs.round_name, ledger.report(), runs.without_result, runs.being_written, counts)
 
 
 def fail_submitted(session: Session, round_id: int, reason: str, *, job: str | None = None) -> int:
@@ -300,80 +284,3 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     part = path.with_name(f"{path.name}.part")
     part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     part.replace(path)
-
-
-def _read_manifest(folder: Path, *, round_id: int | None) -> dict[str, Any]:
-    """The manifest of a folder; empty for an empty folder that a round is written into.
-
-    Raises:
-        FileFormatError: it is not there, or cannot be read.
-        InputError: the folder is that of another round, or holds something else.
-    """
-    path = folder / MANIFEST
-    if not path.is_file():
-        if round_id is None:
-            raise FileFormatError(f"{folder} has no {MANIFEST}; expected a folder that `screening round export` wrote")
-        if not folder.is_dir() or any(folder.iterdir()):
-            raise InputError(f"{folder} is there and holds something else; name a folder that is empty or new")
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        wrong = {"round", "name", "level", "settings", "calculations"} - found.keys()
-    except (OSError, ValueError, AttributeError) as error:
-        raise FileFormatError(f"{path} cannot be read ({error}); export the round again") from error
-    if wrong:
-        raise FileFormatError(f"{path} lacks {', '.join(sorted(wrong))}; export the round again")
-    _check_entries(path, found)
-    if round_id not in (None, found["round"]):
-        raise InputError(f"{folder} is the folder of round {found['round']}, not of round {round_id}; name another one")
-    assert isinstance(found, dict)
-    return found
-
-
-def _check_entries(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Make sure that a manifest says of each calculation what is read from it, and names no folder elsewhere.
-
-    Raises:
-        FileFormatError: it does not.
-    """
-    entries = manifest["calculations"]
-    if not isinstance(entries, list) or not isinstance(manifest["settings"], dict):
-        raise FileFormatError(f"{path} has no list of calculations, or no settings by name; export the round again")
-    for n, entry in enumerate(entries, start=1):
-        found = entry if isinstance(entry, dict) else {}
-        wrong = [key for key, kind in _ENTRY.items() if not isinstance(found.get(key), kind)]
-        if wrong:
-            raise FileFormatError(
-                f"{path}: calculation {n} of its list lacks {', '.join(wrong)}; export the round again"
-            )
-        name = found["folder"]
-        if name in ("", ".", "..") or Path(name).name != name:
-            raise FileFormatError(
-                f"{path}: the folder of calculation {found['calculation']} is {name!r}; expected the name of one "
-                "beside the manifest: export the round again"
-            )
-
-
-def _expected_run(
-    session: Session, round_: tables.Round, entry: Mapping[str, Any], settings: Mapping[str, Any]
-) -> ExpectedRun:
-    """What a folder of the manifest is for.
-
-    Raises:
-        InputError: the database says otherwise.
-    """
-    calculation = session.get(tables.Calculation, entry["calculation"])
-    row = None if calculation is None else session.get_one(tables.Configuration, calculation.configuration_id)
-    wanted = (list(entry["sites"]), list(entry["defect_types"]))
-    if (
-        calculation is None
-        or row is None
-        or calculation.round_id != round_.id
-        or (row.sites, row.defect_types) != wanted
-    ):
-        raise InputError(
-            f"the manifest says that calculation {entry['calculation']} is {entry['defects']} of round {round_.id}; in "
-            "this database it is not: is the folder that of another project? `screening results add` takes its files in"
-        )
-    configuration = Configuration(tuple(row.sites), tuple(row.defect_types))
-    return ExpectedRun(calculation.id, row.supercell_id, round_.level_id, configuration, settings)

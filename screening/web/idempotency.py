@@ -27,10 +27,16 @@ _KEPT = timedelta(days=7)
 
 
 class Once:
-    """A request that may have been answered before."""
+    """A request that may have been answered before.
+
+    Attributes:
+        token_id: of who asks; None where anybody may.
+        earlier: what was answered; None if this is the first time.
+    """
 
     def __init__(self, session: Session, token_id: int | None, key: str | None, digest: bytes) -> None:
         self._session = session
+        self.token_id = token_id
         self._row_id: int | None = None
         self.earlier: JSONResponse | None = None
         if key is not None and token_id is not None:
