@@ -104,12 +104,12 @@ def migrated_template(services: Settings) -> Iterator[Engine]:
     administrator.dispose()
 
 
-@pytest.fixture
-def clean_engine(migrated_template: Engine) -> Iterator[Engine]:
-    """Engine on a fresh database at the newest migration, for what commits itself; dropped after the test."""
+@contextmanager
+def fresh_database(migrated_template: Engine, *, like: str = _TEMPLATE) -> Iterator[Engine]:
+    """An engine on a copy of a database, empty at the newest migration or another; dropped at the end of the block."""
     name = f"test_{next(_NUMBERS)}"
     with migrated_template.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE}"))
+        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {like}"))
     found = make_engine(_url(migrated_template.url, name))
     yield found
     found.dispose()
@@ -118,16 +118,28 @@ def clean_engine(migrated_template: Engine) -> Iterator[Engine]:
 
 
 @pytest.fixture
+def clean_engine(migrated_template: Engine) -> Iterator[Engine]:
+    """Engine on a database of one test, for what commits itself."""
+    with fresh_database(migrated_template) as found:
+        yield found
+
+
+def broker_of(services: Settings) -> SecretStr:
+    """The Redis database of tests; the first one is that of the services."""
+    return SecretStr(addresses(services).redis_url.removesuffix("/0") + "/1")
+
+
+@pytest.fixture
 def clean_services(services: Settings, clean_engine: Engine) -> Iterator[Settings]:
     """Settings with a home, a database and an emptied Redis database of one test: for commands and workers."""
-    broker = addresses(services).redis_url.removesuffix("/0") + "/1"
+    broker = broker_of(services)
     with temporary_home() as home:
-        with redis.Redis.from_url(broker) as client:
+        with redis.Redis.from_url(broker.get_secret_value()) as client:
             client.flushdb()
         yield Settings(
             home=home,
             database_url=SecretStr(clean_engine.url.render_as_string(hide_password=False)),
-            redis_url=SecretStr(broker),
+            redis_url=broker,
             device="cpu",
         )
 
