@@ -135,19 +135,27 @@ def residuals_of(
     ensemble: Ensemble, rows: LabelledRows, chosen: NDArray[np.int64], *, device: str
 ) -> NDArray[np.float64]:
     """(n_chosen, n_properties) float64: predicted means minus labels, NaN where a label or a prediction is absent."""
+    mean, _ = predictions_of(ensemble, rows, chosen, device=device)
+    return np.asarray(mean - rows.labels[chosen], np.float64)
+
+
+def predictions_of(
+    ensemble: Ensemble, rows: LabelledRows, chosen: NDArray[np.int64], *, device: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Means and standard deviations, (n_chosen, n_properties) float64 each; NaN of what is not learnt."""
     from screening.learning.scorer import score_configurations
 
     columns = np.flatnonzero([name in ensemble.properties for name in rows.properties])
     of_model = [ensemble.properties.index(rows.properties[p]) for p in columns]
-    residuals = np.full((len(chosen), len(rows.properties)), np.nan)
+    means, stds = (np.full((len(chosen), len(rows.properties)), np.nan) for _ in range(2))
     for s, supercell in enumerate(rows.supercells):
         places = np.flatnonzero(rows.supercell_of_row[chosen] == s)
         if len(places):
             configurations = [rows.configurations[i] for i in chosen[places]]
-            mean, _ = score_configurations(ensemble, supercell, configurations, device=device)
-            labels = rows.labels[np.ix_(chosen[places], columns)]
-            residuals[np.ix_(places, columns)] = mean[:, of_model] - labels
-    return residuals
+            mean, std = score_configurations(ensemble, supercell, configurations, device=device)
+            means[np.ix_(places, columns)] = mean[:, of_model]
+            stds[np.ix_(places, columns)] = std[:, of_model]
+    return means, stds
 
 
 def ratio_of(

@@ -27,7 +27,7 @@ from screening.database.leases import finish, lease_kept, record
 from screening.database.models import lock_line
 from screening.database.session import session_scope
 from screening.errors import LeaseLostError, ServiceError
-from screening.pipeline.comparison import residuals_of, settle
+from screening.pipeline.comparison import predictions_of, settle
 from screening.pipeline.quarantine import examine_for
 from screening.pipeline.training_requests import (
     RETRAINING_EPOCHS,
@@ -51,6 +51,7 @@ __all__ = [
 ]
 
 CHECKPOINT_S = 20.0  # a checkpoint of five networks is 5 MB
+_ROWS_PER_INSERT = 5_000
 PROGRESS_S = 1.0
 
 _logger = logging.getLogger(__name__)
@@ -190,10 +191,12 @@ def _json_number(value: float) -> float | None:
 
 
 def _store_metrics(session: Session, model_id: int, ensemble: Ensemble, trained: TrainingRows, *, device: str) -> None:
-    """Errors on the validation rows by data set and property; all rounds are one data set."""
+    """Predictions of the validation rows, and errors by data set and property; all rounds are one data set."""
     session.execute(delete(tables.ModelMetric).where(tables.ModelMetric.model_id == model_id))
     chosen = np.flatnonzero(trained.rows.is_validation)
-    residuals = residuals_of(ensemble, trained.rows, chosen, device=device)
+    means, stds = predictions_of(ensemble, trained.rows, chosen, device=device)
+    _store_validation(session, model_id, trained, chosen, means, stds)
+    residuals = means - trained.rows.labels[chosen]
     named = np.array(trained.datasets)[chosen]
     metrics = []
     for dataset in np.unique(named).tolist():
@@ -213,3 +216,23 @@ def _store_metrics(session: Session, model_id: int, ensemble: Ensemble, trained:
                 )
     if metrics:
         session.execute(insert(tables.ModelMetric), metrics)
+
+
+def _store_validation(
+    session: Session, model_id: int, trained: TrainingRows, chosen: NDArray[np.int64], means: NDArray[np.float64],
+    stds: NDArray[np.float64],
+) -> None:  # fmt: skip
+    """Keep what was predicted of rows that the model was not trained on, for parity and calibration."""
+    table = tables.ValidationPrediction
+    session.execute(delete(table).where(table.model_id == model_id))
+    rows = [
+        {
+            "model_id": model_id, "result_id": int(trained.result_ids[row]), "property": name,
+            "mean": float(means[i, p]), "std": float(stds[i, p]),
+        }
+        for i, row in enumerate(chosen.tolist())
+        for p, name in enumerate(trained.rows.properties)
+        if np.isfinite(means[i, p]) and np.isfinite(trained.rows.labels[row, p])
+    ]  # fmt: skip
+    for start in range(0, len(rows), _ROWS_PER_INSERT):
+        session.execute(insert(table), rows[start : start + _ROWS_PER_INSERT])

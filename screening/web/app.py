@@ -21,7 +21,7 @@ from starlette.staticfiles import StaticFiles
 from screening import __version__
 from screening.database.session import check_schema
 from screening.settings import Settings, load_settings
-from screening.web import api, documentation, health, login, metrics
+from screening.web import api, documentation, health, login, metrics, pages
 from screening.web.access import RateLimits
 from screening.web.error_answers import add_handlers
 from screening.web.middleware import DeclaredLength, EntityTags, RequestLog
@@ -83,7 +83,7 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
 
 
 def _add_routes(app: FastAPI) -> None:
-    for module in (health, metrics, login, documentation, api):
+    for module in (health, metrics, login, documentation, api, pages):
         app.include_router(module.router)
 
     @app.get("/static/plotly.min.js", include_in_schema=False)

@@ -44,8 +44,8 @@ def environment() -> Environment:
         loader=FileSystemLoader(FOLDER / "templates"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    found.globals.update(version=__version__, has_script=has_script)
-    found.filters.update(number=number, energy=energy, when=when)
+    found.globals.update(version=__version__, has_script=has_script, number=number)
+    found.filters.update(number=number, energy=energy, when=when, duration=duration)
     return found
 
 
@@ -67,3 +67,14 @@ def energy(value: float | None, digits: int = 3) -> str:
 def when(time: datetime | None) -> str:
     """A time as people read it, to the minute, in UTC."""
     return "" if time is None else f"{time:%Y-%m-%d %H:%M}"
+
+
+def duration(seconds: float | None) -> str:
+    """A time in the unit that people would use: 40 s, 12 min, 3.5 h, 2.1 d; nothing for None."""
+    if seconds is None:
+        return ""
+    for limit, size, unit in ((90.0, 1.0, "s"), (5400.0, 60.0, "min"), (172_800.0, 3600.0, "h")):
+        if seconds < limit:
+            value = seconds / size
+            return f"{value:.2g} {unit}" if value < 10 else f"{value:.0f} {unit}"
+    return f"{seconds / 86_400:.1f} d"

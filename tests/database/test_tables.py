@@ -46,6 +46,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "promotions": {"line_id": "line", "model_id": "model", "reason": "test"},
     "model_comparisons": {"challenger_id": "model", "champion_id": "model", "n_rows": 3, "ratio": 0.9, "ratio_low": 0.8, "ratio_high": 1.1, "is_promoted": True, "reason": "test"},  # noqa: E501
     "result_predictions": {"model_id": "model", "result_id": "result", "property": "homo", "mean": -5.0, "std": 0.1, "half_width": 0.2},  # noqa: E501
+    "validation_predictions": {"model_id": "model", "result_id": "result", "property": "homo", "mean": -5.0, "std": 0.1},  # noqa: E501
     "quarantined_results": {"result_id": "result", "model_id": "model", "reason": "test"},
     "calculations": {"configuration_id": "configuration", "level_id": "level", "state": "proposed"},
     "calculation_results": {"calculation_id": "calculation", "dataset": "d", "row_name": "r", "energy": -1.0},

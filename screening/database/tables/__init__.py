@@ -52,6 +52,7 @@ from screening.database.tables.results import (
     QuarantinedResult,
     ResultPrediction,
     Round,
+    ValidationPrediction,
     WatchedFile,
     WatchedFolder,
 )
@@ -105,6 +106,7 @@ __all__ = [
     "Table",
     "TrainedModel",
     "Upload",
+    "ValidationPrediction",
     "WatchedFile",
     "WatchedFolder",
 ]

@@ -153,6 +153,21 @@ class ResultPrediction(Table):
     half_width: Mapped[float] = mapped_column(comment="half of the 95 % interval, eV or Bohr magneton")
 
 
+class ValidationPrediction(Table):
+    """What a model predicts of a result that it was validated on and never trained on."""
+
+    __tablename__ = "validation_predictions"
+    __table_args__ = ({"comment": "what models predict of the results that they were validated on"},)
+
+    model_id: Mapped[int] = mapped_column(ForeignKey("trained_models.id", ondelete="CASCADE"), primary_key=True)
+    result_id: Mapped[int] = mapped_column(
+        ForeignKey("calculation_results.id", ondelete="CASCADE"), primary_key=True, index=True
+    )
+    property: Mapped[str] = mapped_column(primary_key=True)
+    mean: Mapped[float] = mapped_column(comment="predicted, eV or Bohr magneton")
+    std: Mapped[float] = mapped_column(comment="standard deviation, eV or Bohr magneton")
+
+
 class QuarantinedResult(Table):
     """A result that no model learns from or is judged by, until a person releases it."""
 
