@@ -25,10 +25,12 @@ class Batch:
     Attributes:
         rows: (n,) int64.
         novelty: (n,) of each: 1 where it is unlike all that is known, towards 0 where it is nearly the same.
+        value: (n,) what each was worth when it was chosen, for its time, less what it shares with others; it falls.
         seconds: (n,) what each is expected to take; None where nothing is known of it.
     """
 
     rows: NDArray[np.int64]
+    value: NDArray[np.float64]
     novelty: NDArray[np.float64]
     seconds: NDArray[np.float64] | None
 
@@ -66,13 +68,13 @@ def choose(
     from screening.learning.acquisition import choose_batch, novelty_of
 
     seconds = None if cost is None else cost.seconds(atoms_of(supercell, configurations))
-    value = worth if seconds is None else worth * np.median(seconds) / seconds
+    value = worth if seconds is None else worth / seconds
     shortlist = np.argsort(-value, kind="stable")[: max(50 * n, 500)]
     features = features_of([*(configurations[i] for i in shortlist), *known], supercell)
     mine, others = features[: len(shortlist)], features[len(shortlist) :]
-    chosen = choose_batch(value[shortlist], mine, n, known=others)
+    chosen, values = choose_batch(value[shortlist], mine, n, known=others)
     rows = np.asarray(shortlist[chosen], np.int64)
-    return Batch(rows, novelty_of(mine, others)[chosen], None if seconds is None else seconds[rows])
+    return Batch(rows, values, novelty_of(mine, others)[chosen], None if seconds is None else seconds[rows])
 
 
 def features_of(configurations: Sequence[Configuration], supercell: Supercell) -> NDArray[np.float64]:
