@@ -13,7 +13,6 @@ from sqlalchemy import ARRAY, Row, SmallInteger, column, func, literal, select, 
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import Session
 
-from screening.database.design_query import CONCENTRATION, PROBABILITY, DesignQuery
 from screening.database.models import find_model, is_usable, lineage, newest_in_production, stands
 from screening.database.tables import (
     Arrangement,
@@ -354,36 +353,3 @@ def campaign_by_name(session: Session, name: str) -> Campaign:
             f"no campaign is called {name!r}; there are: {listed}; plan one with `screening campaign plan`"
         )
     return found
-
-
-def best_value(session: Session, query: DesignQuery, *, supercell_id: int, level_id: int) -> float | None:
-    """Best calculated value of the property a design query sorts by, among results that satisfy its windows.
-
-    Only results of the supercell that is ranked: a concentration of defects, and at one k-point even the host's own
-    levels, belong to a supercell.
-    """
-    if query.sort in (PROBABILITY, CONCENTRATION) or query.target is not None or query.pareto:
-        return None
-    column = getattr(CalculationResult, query.sort)
-    best = func.min(column) if query.direction == "lowest" else func.max(column)
-    statement = (
-        select(best)
-        .select_from(CalculationResult)
-        .join(Calculation, Calculation.id == CalculationResult.calculation_id)
-        .join(Configuration, Configuration.id == Calculation.configuration_id)
-        .where(
-            Configuration.supercell_id == supercell_id,
-            Calculation.level_id == level_id,
-            Configuration.n_defects > 0,
-            is_usable(),
-        )
-    )
-    if query.max_defects is not None:
-        statement = statement.where(Configuration.n_defects <= query.max_defects)
-    for window in query.windows:
-        value = getattr(CalculationResult, window.property)
-        if window.low is not None:
-            statement = statement.where(value >= window.low)
-        if window.high is not None:
-            statement = statement.where(value <= window.high)
-    return session.scalar(statement)

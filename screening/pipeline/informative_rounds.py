@@ -20,7 +20,8 @@ from screening.pipeline.calculation_costs import atoms_of, cost_law
 from screening.pipeline.campaign_choice import describe_space, find_campaign
 from screening.pipeline.hosts import load_supercell
 from screening.pipeline.references import level_of_name
-from screening.pipeline.rounds import Choice, Pool, Proposal, open_candidates, store_proposals
+from screening.pipeline.round_pools import Choice, Pool, open_candidates
+from screening.pipeline.rounds import Proposal, store_proposals
 
 POOL_ROWS = 3000  # candidates that stand for all: every one of them is compared with every other, 36 MB
 KNOWN_ROWS = 5000  # calculations that are remembered: 4 s

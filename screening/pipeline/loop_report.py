@@ -25,9 +25,9 @@ from screening.database.models import stands
 from screening.defects.defect_types import Configuration
 from screening.errors import InputError
 from screening.pipeline.hosts import load_supercell
-from screening.pipeline.loop_stages import improved_property
 from screening.pipeline.open_designs import query_of
 from screening.pipeline.replay import Label, Replay
+from screening.pipeline.round_pools import improved_property
 
 _DRAWS = 400
 _BAND = (10, 50, 90)  # percentiles of random choice

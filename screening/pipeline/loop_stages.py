@@ -15,8 +15,8 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
 from screening.database import loops as rows
-from screening.database import models, queries, tables
-from screening.database.design_query import DesignQuery
+from screening.database import models, tables
+from screening.database.best_values import best_value
 from screening.database.session import session_scope
 from screening.errors import InputError, NothingLeftError
 from screening.pipeline import campaigns
@@ -28,8 +28,10 @@ from screening.pipeline.open_designs import (
     scored_again,
     store_ranking_of,
 )
+from screening.pipeline.query_context import resolve
 from screening.pipeline.rescoring import rescore
 from screening.pipeline.retraining import submit_retraining
+from screening.pipeline.round_pools import improved_property
 from screening.pipeline.rounds import propose
 
 if TYPE_CHECKING:
@@ -78,13 +80,6 @@ def advance(engine: Engine, loop_id: int) -> Advanced | None:
         return Advanced(stage, f"{loop.state}: {loop.error or loop.remark}")
 
 
-def improved_property(query: DesignQuery) -> str:
-    """What a loop looks for the best value of: what the design sorts by, else its first window's property."""
-    if query.sort != "probability":
-        return query.sort
-    return query.windows[0].property if query.windows else "formation_energy_per_site"
-
-
 def _rank(session: Session, loop: tables.Loop, step: tables.LoopStep) -> Advanced:
     design = session.get_one(tables.Design, loop.design_id)
     champion = champion_of(session, loop)
@@ -92,8 +87,8 @@ def _rank(session: Session, loop: tables.Loop, step: tables.LoopStep) -> Advance
     ranking_id = store_ranking_of(session, design, champion, least_rows=loop.top)
     step.model_id, step.ranking_id, step.round_id = champion.id, ranking_id, loop.round_id
     step.n_calculated = rows.n_made(session, loop.id, finished_only=True)
-    supercell_id = queries.supercell_id_of(session, query.host, query.supercell)
-    step.best = queries.best_value(session, query, supercell_id=supercell_id, level_id=loop.level_id)
+    (answer,) = resolve(session, query, model_name=champion.name, campaign_name=last_campaign(session, loop).name)
+    step.best = best_value(session, query, answer.branch, supercell_id=answer.supercell_id, level_id=loop.level_id)
     step.mae = _error(session, champion.id, improved_property(query))
     step.n_changed = _n_changed(session, loop, step)
     changed = "" if step.n_changed is None else f", {step.n_changed} of the best {loop.top} are others than before"

@@ -5,35 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from sqlalchemy import Engine, Select, select, update
+from sqlalchemy import Engine, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from screening.database import queries, tables
-from screening.database.branches import load_branch
-from screening.database.design_query import CONCENTRATION, DesignQuery
+from screening.database.design_query import DesignQuery
 from screening.database.leases import finish, lease_kept
-from screening.database.query_sql import compile_query, sort_key
-from screening.database.query_terms import Branch
 from screening.database.session import session_scope
 from screening.defects.defect_types import Configuration
 from screening.dft import xtb
 from screening.dft.structures import write_structure
 from screening.errors import CalculationError, InputError, NothingLeftError
-from screening.pipeline.batches import Batch, choose, known_configurations
-from screening.pipeline.calculation_costs import cost_law
-from screening.pipeline.campaign_choice import describe_space, find_campaign
 from screening.pipeline.hosts import StoredSupercell, add_configurations, load_supercell
+from screening.pipeline.query_context import Answer, resolve
 from screening.pipeline.references import level_of_name
 from screening.pipeline.result_rows import free_name
 from screening.pipeline.results import add_references, store_result
-
-POOL_ROWS = 100_000  # the likeliest candidates, among which a round is chosen
-_LIKE = 0.9  # a novelty below this is worth a word
+from screening.pipeline.round_pools import Choice, Pool, check_objective, choose_round, read_pool
 
 
 @dataclass(frozen=True)
@@ -43,6 +33,7 @@ class Proposal:
     Attributes:
         worth: what its result is expected to be worth, in the units of its round; larger is better.
         expected_s: how long it is expected to take, seconds, where that is known.
+        place: host and supercell.
     """
 
     calculation_id: int
@@ -53,32 +44,7 @@ class Proposal:
     worth: float | None = None
     expected_s: float | None = None
     round_id: int | None = None
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Why a candidate is proposed, what it is worth, and how long it is expected to take, seconds."""
-
-    reason: str
-    worth: float | None = None
-    seconds: float | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Pool:
-    """Candidates among which a round is chosen."""
-
-    candidate_ids: list[int]
-    configurations: list[Configuration]
-
-
-@dataclass(frozen=True, eq=False)
-class _PredictedPool(Pool):
-    """The same with what a query asks of them; one row each in every array."""
-
-    probability: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    std: NDArray[np.float64]
+    place: str = ""
 
 
 def propose(
@@ -90,9 +56,12 @@ def propose(
     A candidate's worth is the probability that every window holds times the improvement that is to be expected
     of the property the query sorts by (Jones et al., J. Glob. Optim. 13, 455 (1998)), over the best value known at
     the model's level or over the n-th best prediction where that is worse: once the best is found, its neighbours in
-    the ranking are still worth calculating. The batch is spread over configurations that are unlike each other and
-    unlike what is calculated or will be; where times are known, worth counts by the time that it costs
-    (screening.pipeline.batches). What has a calculation at the round's level, whatever became of it, is never chosen.
+    the ranking are still worth calculating. Closest to a target, improvement is to come nearer to it than that.
+    Energies are at the query's chemical potentials, of predictions as of results. The batch is spread over
+    configurations that are unlike each other and unlike what is calculated or will be; where times are known, worth
+    counts by the time that it costs (screening.pipeline.batches). What has a calculation at the round's level, whatever
+    became of it, is never chosen. Of several supercells those are chosen that are worth most in all
+    (screening.pipeline.round_pools).
 
     Args:
         level_name: level of theory of the calculations, a known one or one of the built-in calculator's; the level
@@ -103,41 +72,57 @@ def propose(
         seed: decides between candidates of equal worth; kept with the round.
 
     Raises:
-        InputError: nothing is left to propose, or the model lacks a property of the query.
+        InputError: nothing is left to propose, the query asks for a front or several models answer it, or the model
+            lacks a property of the query.
     """
     if n < 1:
         raise InputError(f"{n} calculations are asked for; expected at least 1")
-    supercell_id = queries.supercell_id_of(session, query.host, query.supercell)
-    # two rounds at once do not choose the same candidates
-    session.execute(
-        select(tables.Supercell.id).where(tables.Supercell.id == supercell_id).with_for_update(key_share=True)
-    )
-    campaign, model = find_campaign(session, query, model_name=model_name, campaign_name=campaign_name)
-    _check_properties(query, model)
+    check_objective(query)
+    _lock_supercells(session, query)
+    answers = resolve(session, query, model_name=model_name, campaign_name=campaign_name)
+    model = _only_model(session, answers)
     level_id = model.level_id if level_name is None else level_of_name(session, level_name)
-    space = session.get_one(tables.SearchSpace, campaign.search_space_id)
-    branch = load_branch(session, campaign, query)
-    pool = _read_pool(
-        session, open_candidates(query, branch, space, level_id=level_id, only_stored=only_stored), _improved(query)
-    )
-    if not pool.candidate_ids:
+    pools = [read_pool(session, query, found, level_id=level_id, only_stored=only_stored) for found in answers]
+    if not any(pool.candidate_ids for pool in pools):
+        spaces = "; ".join(f"{found.candidates} candidates, {found.search_space}" for found in answers)
         raise NothingLeftError(
             "every candidate of the design query has a calculation"
-            f"{' or no stored configuration' if only_stored else ''}; it is answered from {space.expected} candidates, "
-            f"{describe_space(space)}: widen it, or enumerate and score a larger search space"
+            f"{' or no stored configuration' if only_stored else ''}; it is answered from {spaces}: "
+            "widen it, or enumerate and score a larger search space"
         )
-    stored = load_supercell(session, supercell_id)
-    best = queries.best_value(session, query, supercell_id=supercell_id, level_id=model.level_id)
-    order = np.random.default_rng(seed).permutation(len(pool.candidate_ids))
-    worth = _worth(pool, query, best, n=n)
-    batch = choose(
-        worth[order], [pool.configurations[i] for i in order], stored.supercell, n=n,
-        known=known_configurations(session, supercell_id, level_id), cost=cost_law(session, level_id),
-    )  # fmt: skip
+    chosen = choose_round(session, query, pools, n=n, level_id=level_id, seed=seed)
     round_ = tables.Round(model_id=model.id, level_id=level_id, query=query.stored(), seed=seed)
     session.add(round_)
     session.flush()
-    return store_proposals(session, stored, pool, round_, choices=_choices(pool, worth, order, batch))
+    found: dict[tuple[int, int], Proposal] = {}
+    for number, pool in enumerate(pools):
+        choices = {row: choice for of_pool, row, choice in chosen if of_pool == number}
+        if choices:
+            stored = store_proposals(session, pool.stored, pool, round_, choices=choices)
+            found |= {(number, row): proposal for row, proposal in zip(choices, stored, strict=True)}
+    return [found[number, row] for number, row, _ in chosen]
+
+
+def _lock_supercells(session: Session, query: DesignQuery) -> None:
+    """Let no other round choose the same candidates until the end of the transaction."""
+    ids = [queries.supercell_id_of(session, place.host, place.supercell) for place in query.places]
+    row = tables.Supercell
+    session.execute(select(row.id).where(row.id.in_(ids)).order_by(row.id).with_for_update(key_share=True))
+
+
+def _only_model(session: Session, answers: Sequence[Answer]) -> tables.TrainedModel:
+    """The model that answers for all places.
+
+    Raises:
+        InputError: several do.
+    """
+    if len({found.model_id for found in answers}) > 1:
+        models = ", ".join(f"{found.model} for {found.host} {found.supercell}" for found in answers)
+        raise InputError(
+            f"the places are answered by {models}; a round is chosen by one model: name one that has scored all of "
+            "them (--model), or propose a round for each"
+        )
+    return session.get_one(tables.TrainedModel, answers[0].model_id)
 
 
 def write_structures(session: Session, calculation_ids: Sequence[int], folder: Path) -> dict[int, Path]:
@@ -232,110 +217,6 @@ def calculate_unit(engine: Engine, calculation_id: int, owner: str) -> None:
             finish(session, tables.Calculation, calculation_id, owner)
 
 
-def _check_properties(query: DesignQuery, model: tables.TrainedModel) -> None:
-    """Make sure that a model predicts what a query speaks of."""
-    missing = {_improved(query), *(window.property for window in query.windows)} - set(model.properties)
-    if missing:
-        raise InputError(
-            f"model {model.name} does not predict {', '.join(sorted(missing))}; "
-            f"it predicts {', '.join(model.properties)}"
-        )
-
-
-def open_candidates(
-    query: DesignQuery, branch: Branch, space: tables.SearchSpace, *, level_id: int, only_stored: bool
-) -> Select[Any]:
-    """The SELECT of the candidates that could be proposed at a level of theory, the likeliest first.
-
-    Of those that are as likely, which without a window are all, the ones that the query ranks first.
-
-    Raises:
-        InputError: the query has another objective than the lowest or highest of a property, or probability; or it
-            shifts energies.
-    """
-    if query.pareto or query.target is not None or query.sort == CONCENTRATION or not query.potentials.are_references:
-        raise InputError(
-            "calculations are proposed for the lowest or highest of a property, or for probability, at the reference "
-            "chemical potentials; leave pareto, closest, concentration and potentials out of the design query"
-        )
-    wide = query.model_copy(
-        update={
-            "confidence": 0.0, "limit": POOL_ROWS, "sort": "probability", "direction": "lowest", "target": None,
-            "temperature": None,
-        }
-    )  # fmt: skip
-    same = (
-        select(tables.Configuration.id)
-        .where(
-            tables.Configuration.supercell_id == space.supercell_id,
-            tables.Configuration.sites == tables.Candidate.sites,
-            tables.Configuration.defect_types == tables.Arrangement.defect_types,
-        )
-        .correlate(tables.Candidate, tables.Arrangement)
-    )
-    taken = same.join(tables.Calculation, tables.Calculation.configuration_id == tables.Configuration.id).where(
-        tables.Calculation.level_id == level_id
-    )
-    statement = compile_query(wide, [branch]).where(~taken.exists())
-    if query.sort != "probability":
-        likeliest = statement.selected_columns["probability"].desc()
-        statement = statement.order_by(None).order_by(likeliest, sort_key(query, branch), tables.Candidate.id)
-    return statement.where(same.exists()) if only_stored else statement
-
-
-def _read_pool(session: Session, statement: Select[Any], improved: str) -> _PredictedPool:
-    """What a SELECT of candidates returns, with the prediction of the property that is to improve."""
-    rows = session.execute(statement).mappings().all()
-    return _PredictedPool(
-        [row["candidate"] for row in rows],
-        [Configuration(tuple(row["sites"]), tuple(row["defect_types"])) for row in rows],
-        np.array([row["probability"] for row in rows], np.float64),
-        np.array([row[f"{improved}_mean"] for row in rows], np.float64),
-        np.array([row[f"{improved}_std"] for row in rows], np.float64),
-    )
-
-
-def _improved(query: DesignQuery) -> str:
-    """What the query sorts by, else its first window's property."""
-    if query.sort != "probability":
-        return query.sort
-    return query.windows[0].property if query.windows else "formation_energy_per_site"
-
-
-def _worth(pool: _PredictedPool, query: DesignQuery, best: float | None, *, n: int) -> NDArray[np.float64]:
-    """What the calculation of each row of the pool is worth; `best` is the best value known."""
-    from screening.learning.acquisition import expected_improvement
-
-    if query.sort == "probability":  # where it is least certain whether the windows hold, the likelier first
-        return pool.probability * (1.0 - pool.probability) + 1e-3 * pool.probability
-    sign = -1.0 if query.direction == "highest" else 1.0
-    likely = pool.probability >= min(0.5, np.sort(pool.probability)[-n:][0])
-    target = float(np.sort(sign * pool.mean[likely])[:n][-1])
-    if best is not None:
-        target = max(target, sign * best)
-    return np.asarray(pool.probability * expected_improvement(sign * pool.mean, pool.std, target), np.float64)
-
-
-def _choices(
-    pool: _PredictedPool, worth: NDArray[np.float64], order: NDArray[np.int64], batch: Batch
-) -> dict[int, Choice]:
-    """The chosen rows of the pool, with the reason of each."""
-    choices = {}
-    for place, row in enumerate(order[batch.rows]):
-        i = int(row)
-        seconds = None if batch.seconds is None else float(batch.seconds[place])
-        reason = (
-            f"probability {pool.probability[i]:.2f} that every window holds, predicted "
-            f"{pool.mean[i]:.3f} +- {pool.std[i]:.3f}, worth {worth[i]:.2g}"
-        )
-        if batch.novelty[place] < _LIKE:
-            reason += f", though {1.0 - batch.novelty[place]:.0%} like what is calculated or will be"
-        if seconds is not None:
-            reason += f", about {seconds:.3g} s"
-        choices[i] = Choice(reason, float(worth[i]), seconds)
-    return choices
-
-
 def store_proposals(
     session: Session, stored: StoredSupercell, pool: Pool, round_: tables.Round, *, choices: Mapping[int, Choice]
 ) -> list[Proposal]:
@@ -357,10 +238,11 @@ def store_proposals(
         ],
     )
     calculation_ids = dict(added.all())
+    place = f"{stored.supercell.host.name} {stored.supercell.label}"
     return [
         Proposal(
             calculation_ids[configuration_id], pool.candidate_ids[i], pool.configurations[i].composition,
-            pool.configurations[i].sites, choice.reason, choice.worth, choice.seconds, round_.id,
+            pool.configurations[i].sites, choice.reason, choice.worth, choice.seconds, round_.id, place,
         )
         for configuration_id, (i, choice) in zip(configuration_ids, choices.items(), strict=True)
     ]  # fmt: skip

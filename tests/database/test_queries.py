@@ -10,7 +10,6 @@ from sqlalchemy import Engine, func, select, text
 from sqlalchemy.orm import Session
 
 from screening.database import queries
-from screening.database.design_query import DesignQuery, Window
 from screening.database.session import session_scope
 from screening.database.tables import (
     Arrangement,
@@ -23,7 +22,6 @@ from screening.database.tables import (
     Host,
     LevelOfTheory,
     SearchSpace,
-    Supercell,
     TrainedModel,
 )
 from screening.errors import InputError, LevelOfTheoryError, UnknownNameError
@@ -278,33 +276,3 @@ def test_a_campaign_is_found_by_name_and_an_unknown_one_names_those_there_are(se
     with pytest.raises(UnknownNameError, match="there are: none"):
         queries.campaign_by_name(session, "c1")
     assert session.query(Chunk).count() == session.query(Campaign).count() == 0
-
-
-def test_the_best_value_is_that_of_results_inside_the_windows(session: Session, ids: Any) -> None:
-    for site, (energy, gap) in enumerate([(1.0, 0.5), (2.0, 1.5), (3.0, 1.6), (0.5, None)]):
-        add_result(session, ids, [site], formation_energy_per_site=energy, homo_lumo_gap_min=gap)
-    add_result(session, ids, [7, 8], formation_energy_per_site=0.1, homo_lumo_gap_min=1.5)
-    add_result(session, ids, [], formation_energy_per_site=0.0, homo_lumo_gap_min=1.5)
-
-    def best(**query: Any) -> float | None:
-        asked = DesignQuery(host="MoS2", **query)
-        return queries.best_value(session, asked, supercell_id=ids.supercell, level_id=ids.level)
-
-    window = (Window(property="homo_lumo_gap_min", low=1.0),)
-    assert best() == 0.1
-    assert best(max_defects=1) == 0.5
-    assert best(max_defects=1, windows=window) == 2.0
-    assert best(max_defects=1, windows=window, direction="highest") == 3.0
-    assert best(windows=(Window(property="homo_lumo_gap_min", high=0.1),)) is None
-    assert best(sort="probability") is None
-
-
-def test_the_best_value_is_that_of_the_supercell_that_is_ranked(session: Session, ids: Any) -> None:
-    smaller = Supercell(host_id=ids.host, matrix=[4, 0, 0, 0, 4, 0, 0, 0, 1], label="4x4", n_sites=48, n_operations=192)
-    session.add(smaller)
-    session.flush()
-    add_result(session, ids, [0], formation_energy_per_site=2.0)
-    add_result(session, ids, [1], supercell=smaller.id, formation_energy_per_site=1.0)
-    query = DesignQuery(host="MoS2")
-    assert queries.best_value(session, query, supercell_id=ids.supercell, level_id=ids.level) == 2.0
-    assert queries.best_value(session, query, supercell_id=smaller.id, level_id=ids.level) == 1.0

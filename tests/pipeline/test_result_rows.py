@@ -11,7 +11,9 @@ from sqlalchemy import Engine, func, select, text, update
 from sqlalchemy.orm import Session
 
 from screening.database import listings, models, queries, tables
+from screening.database.best_values import best_value
 from screening.database.design_query import DesignQuery
+from screening.database.query_terms import Branch
 from screening.database.session import session_scope
 from screening.defects.catalogue import catalogue_host
 from screening.defects.defect_types import Configuration, DefectType
@@ -71,7 +73,7 @@ def test_a_withdrawn_result_is_no_result_of_its_calculation(session: Session) ->
         (host,) = listings.list_hosts(session)
         return (
             len(queries.labelled_rows(session, level_id=level_id)),
-            queries.best_value(session, query, supercell_id=stored.id, level_id=level_id),
+            best_value(session, query, Branch(0), supercell_id=stored.id, level_id=level_id),
             host["results"],
             listings.levels_with_results(session),
             listings.calculation_rows(session, [calculation_id])[0].get("energy"),
