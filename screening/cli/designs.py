@@ -226,8 +226,11 @@ def next_(
     gap: Gap = None,
     window: Windows = None,
     max_defects: MostDefects = None,
+    mu: Mu = None,
+    temperature: Temperature = None,
     sort: Sort = None,
     highest: Highest = False,
+    closest: Closest = None,
     campaign: CampaignName = None,
     learn: Annotated[
         bool, typer.Option("--learn", help="What makes the model better everywhere, not what satisfies windows.")
@@ -253,33 +256,37 @@ def next_(
 ) -> None:
     """Propose the next calculations for a design query, or for the model itself, and store them as a round."""
     from screening.database.models import newer_in_production
-    from screening.pipeline.campaign_choice import find_campaign
+    from screening.pipeline.query_context import resolve
 
-    if learn and (gap or window or sort or highest):
+    if learn and (gap or window or mu or temperature or sort or highest or closest is not None):
         raise InputError(
-            "--learn chooses what makes the model better everywhere; leave --gap, --window, --sort and --highest out"
+            "--learn chooses what makes the model better everywhere; leave --gap, --window, --mu, --temperature, "
+            "--sort, --highest and --closest out"
         )
     options = {
         "query": query, "host": host, "supercell": supercell, "gap": gap, "window": window,
-        "max_defects": max_defects, "sort": sort, "highest": highest,
+        "max_defects": max_defects, "mu": mu, "temperature": temperature, "sort": sort, "highest": highest,
+        "closest": closest,
     }  # fmt: skip
     _check_early(options, campaign, asks=[])
     project = Project()
     with project.transaction() as session:
         asked = find_query(session, campaign, **options)
-        answering, scorer = find_campaign(session, asked, model_name=model, campaign_name=campaign)
-        stale = (scorer.name, newer_in_production(session, scorer.id), answering.name)
+        answers = resolve(session, asked, model_name=model, campaign_name=campaign)
+        scorer, campaigns = answers[0].model, ", ".join(found.campaign for found in answers)
+        newer = newer_in_production(session, answers[0].model_id)
     proposals = propose_stored(
         project, asked, structures, learn=learn, n=n, model_name=model, campaign_name=campaign, level_name=level,
         only_stored=only_stored, seed=seed, name=name,
     )  # fmt: skip
     kept = name or str(proposals[0]["round_id"])
     if as_json:
-        print_json({"model": stale[0], "newer": stale[1], "campaign": stale[2], "round": kept, "proposals": proposals})
+        print_json({"model": scorer, "newer": newer, "campaign": campaigns, "round": kept, "proposals": proposals})
     else:
         print_proposals(proposals)
         print(f"\nkept as round {kept}; `screening round export {kept} FOLDER` writes inputs to calculate it elsewhere")
-        note_stale(*stale)
+        for found in answers:
+            note_stale(scorer, newer, found.campaign)
         if structures is not None:
             print(f"{len(proposals)} structures in {structures}; `screening results add` takes their results in")
 
@@ -317,6 +324,7 @@ def propose_stored(
 
 
 def print_proposals(proposals: list[dict[str, Any]]) -> None:
-    """Print a round."""
-    columns = ["calculation_id", "candidate_id", "configuration", "sites", "reason"]
+    """Print a round; where it is of several supercells, which of them a calculation is in."""
+    several = len({proposal["place"] for proposal in proposals}) > 1
+    columns = ["calculation_id", *(["place"] if several else []), "candidate_id", "configuration", "sites", "reason"]
     print_table(columns, [[proposal[column] for column in columns] for proposal in proposals])

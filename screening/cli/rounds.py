@@ -59,7 +59,16 @@ def round_status(round_name: RoundName, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"round": title, "folder": folder, "states": counts, "calculations": rows})
         return
-    columns = ["calculation", "configuration", "sites", "state", "attempts"]
+    several = len({(row["host"], row["supercell"]) for row in rows}) > 1
+    columns = [
+        "calculation",
+        *(["host", "supercell"] if several else []),
+        "configuration",
+        "sites",
+        "state",
+        "attempts",
+    ]
+    columns += ["state", "attempts"]
     columns += [name for name in ("job", "expected", *_VALUES, "error") if any(_cell(row, name) for row in rows)]
     print_table(columns, [[_cell(row, column) for column in columns] for row in rows])
     print(f"\n{title}: " + ", ".join(f"{n} {state}" for state, n in counts.items() if n))

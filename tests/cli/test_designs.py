@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ase.io import read
 from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 
@@ -26,6 +28,8 @@ from screening.pipeline.query_context import with_stored_host
 from screening.pipeline.query_words import describe_nothing
 from screening.pipeline.references import add_level
 from screening.settings import Settings
+from tests.cli.conftest import Run
+from tests.pipeline.test_round_pools import World
 from tests.pipeline.test_rounds import scored
 from tests.synthetic_results import mos2, random_configurations
 
@@ -137,3 +141,26 @@ def test_what_serves_the_model_has_its_structures(project: Project, clean_engine
     with session_scope(clean_engine) as session:
         stored = session.scalars(select(tables.Calculation).order_by(tables.Calculation.id)).all()
         assert {row.id: row.state for row in stored} == {row["calculation_id"]: "proposed" for row in rows}
+
+
+def test_a_round_of_two_supercells_says_which_of_them(run_here: Run, clean_engine: Engine, tmp_path: Path) -> None:
+    with session_scope(clean_engine) as session:
+        world = World(session)
+        names = [f"{world.model.name}-{space}" for space in session.scalars(select(tables.SearchSpace.id))]
+    both = ("--host", "MoS2 2x2,MoS2 3x3")
+    code, shown, errors = run_here("next", *both, "--gap", "0.8:1.4", "--mu", "metal-rich", "--n", "8", "--name", "two")
+    assert code == 0, errors
+    assert [sum(place in line for line in shown.splitlines()) > 0 for place in ("MoS2 2x2", "MoS2 3x3")] == [True] * 2
+    code, shown, _ = run_here("round", "status", "two")
+    assert shown.splitlines()[0].split()[:3] == ["calculation", "host", "supercell"]
+    code, shown, errors = run_here("round", "export", "two", str(tmp_path / "out"), "--structures-only")
+    assert code == 0, errors
+    sizes = {len(read(path)) for path in (tmp_path / "out").glob("calculation-*/POSCAR")}
+    assert min(sizes) <= 12 < max(sizes)
+    closest = ("--sort", "formation_energy", "--closest", "1.9", "--n", "1", "--json")
+    found = json.loads(run_here("next", "--host", "MoS2", "--supercell", "3x3", *closest)[1])
+    assert found["proposals"][0]["place"] == "MoS2 3x3"
+    found = json.loads(run_here("next", *both, "--n", "2", "--json")[1])
+    assert found["campaign"] == ", ".join(names)
+    code, _, errors = run_here("next", *both, "--learn")
+    assert (code, "is about MoS2 2x2, MoS2 3x3; here it must be about one of them" in errors) == (1, True)
