@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from screening.cli.designs import CampaignName
 from screening.cli.loop_tables import print_loops, print_steps, watch_loop
 from screening.cli.options import AsJson, SomeSupercell
 from screening.cli.output import counted, print_json, print_table
@@ -70,6 +71,7 @@ def start(
     sort: Sort = None,
     highest: Highest = False,
     confidence: Confidence = None,
+    campaign: CampaignName = None,
     batch: Batch = 10,
     max_calculations: MaxCalculations = 200,
     patience: Patience = 2,
@@ -91,20 +93,21 @@ def start(
 ) -> None:
     """Start a loop: the workers calculate and learn until the best candidates of a design query stand still.
 
-    The model must have scored the search space (`screening score`). `screening loop status` shows how far it is.
+    The model must have scored the search space (`screening score`); --campaign says which of several, or one that keeps
+    the best of a larger one. `screening loop status` shows how far it is.
     """
     from screening.pipeline.loops import LoopRequest, ranked_first, start_loop
 
     project = Project()
     with project.transaction() as session:
         asked = find_query(
-            session, None, query=query, host=host, supercell=supercell, gap=gap, window=window, max_defects=max_defects,
-            sort=sort, highest=highest, confidence=confidence,
+            session, campaign, query=query, host=host, supercell=supercell, gap=gap, window=window,
+            max_defects=max_defects, sort=sort, highest=highest, confidence=confidence,
         )  # fmt: skip
         request = LoopRequest(
             name, asked, model, calculator="external" if external else "builtin", batch=batch,
-            max_calculations=max_calculations, patience=patience, top=top, only_stored=only_stored,
-            keep_campaigns=keep_campaigns, seed=seed,
+            max_calculations=max_calculations, patience=patience, top=top, campaign=campaign,
+            only_stored=only_stored, keep_campaigns=keep_campaigns, seed=seed,
         )  # fmt: skip
         ground = ranked_first(session, start_loop(session, request))
     project.announce("advance")

@@ -106,16 +106,16 @@ def _rank(session: Session, loop: tables.Loop, step: tables.LoopStep) -> Advance
 
 def _propose(session: Session, loop: tables.Loop, step: tables.LoopStep) -> Advanced:
     query = query_of(session.get_one(tables.Design, loop.design_id))
-    champion = champion_of(session, loop)
+    campaign = last_campaign(session, loop)
     n = min(loop.batch, loop.max_calculations - rows.n_made(session, loop.id))
     level = session.get_one(tables.LevelOfTheory, loop.level_id)
     proposals = propose(
-        session, query, n=n, model_name=champion.name, level_name=level.name, only_stored=loop.only_stored,
+        session, query, n=n, campaign_name=campaign.name, level_name=level.name, only_stored=loop.only_stored,
         seed=loop.seed + step.number,
     )  # fmt: skip
     first = session.get_one(tables.Calculation, proposals[0].calculation_id)
     loop.round_id = step.round_id = first.round_id
-    step.model_id = champion.id
+    step.model_id = campaign.model_id
     finish_step(step, f"{len(proposals)} calculations as round {loop.round_id}")
     enter(session, loop, "calculate")
     if loop.calculator != "builtin":

@@ -27,9 +27,19 @@ from screening.dft import xtb
 from screening.errors import InputError
 from screening.pipeline import campaigns
 from screening.pipeline.designs import run_design_query
-from screening.pipeline.loop_steps import current_step, end, enter, finish_step, hold, last_campaign, release
-from screening.pipeline.open_designs import add_design, query_of
+from screening.pipeline.loop_steps import (
+    champion_of,
+    current_step,
+    end,
+    enter,
+    finish_step,
+    hold,
+    last_campaign,
+    release,
+)
+from screening.pipeline.open_designs import add_design, newest_ranking, query_of
 from screening.pipeline.query_context import Answer, resolve
+from screening.pipeline.rankings import store_ranking
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,8 @@ class LoopRequest:
         max_calculations: after so many it ends.
         patience: rankings without a change among the best after which it ends.
         top: so many rows of a ranking count as its best.
+        campaign: rank and choose among what this campaign keeps, and its successors; the one that keeps every
+            prediction of the version in production if None.
         only_stored: calculate only configurations that an import has brought without results.
         keep_campaigns: keep the campaigns of all versions, not only of the last two.
         seed: of proposals and trainings.
@@ -57,6 +69,7 @@ class LoopRequest:
     max_calculations: int = 200
     patience: int = 2
     top: int = 10
+    campaign: str | None = None
     only_stored: bool = False
     keep_campaigns: bool = False
     seed: int = 0
@@ -67,8 +80,8 @@ def start_loop(session: Session, request: LoopRequest) -> tables.Loop:
 
     Raises:
         UnknownNameError: there is no such model.
-        InputError: a number makes no sense, the name is taken, the design has no ranking yet, or the model cannot learn
-            what is calculated.
+        InputError: a number makes no sense, the name is taken, the campaign cannot be ranked by the version in
+            production, or the model cannot learn what is calculated.
     """
     _check_numbers(request)
     if len(request.query.places) > 1:
@@ -76,7 +89,8 @@ def start_loop(session: Session, request: LoopRequest) -> tables.Loop:
     if session.scalar(select(tables.Loop.id).where(tables.Loop.name == request.name)):
         raise InputError(f"a loop is called {request.name!r} already; choose another name")
     line = models.lock_line(session, models.line_by_name(session, request.line).id)
-    if models.in_production(session, line.id) is None:
+    champion = models.in_production(session, line.id)
+    if champion is None:
         raise InputError(f"model {line.name} has no finished version yet; train it first (`screening train`)")
     if line.datasets:
         raise InputError(
@@ -89,8 +103,16 @@ def start_loop(session: Session, request: LoopRequest) -> tables.Loop:
             f"model {line.name} has learnt at {level.name!r}, where the built-in calculator does not compute; start "
             "the loop with --external and calculate its rounds elsewhere"
         )
-    run_design_query(session, request.query, model_name=line.name)  # says what is missing, before anything is stored
+    query = request.query.model_copy(update={"limit": max(request.query.limit, request.top)})
+    table = run_design_query(session, query, model_name=champion.name, campaign_name=request.campaign)
+    if table.model_id != champion.id:
+        raise InputError(
+            f"campaign {table.campaign} is scored by {table.model}, and {champion.name} is in production: "
+            f"`screening campaign rescore {table.campaign}` first"
+        )
     design = add_design(session, request.name, request.query, line, is_open=False)  # the loop itself ranks it
+    if request.campaign is not None:  # all rankings of a design are of the campaign of its first one
+        store_ranking(session, query, table, design_id=design.id)
     loop = tables.Loop(
         name=request.name, design_id=design.id, line_id=line.id, level_id=line.level_id,
         calculator=request.calculator, batch=request.batch, max_calculations=request.max_calculations,
@@ -106,7 +128,10 @@ def start_loop(session: Session, request: LoopRequest) -> tables.Loop:
 def ranked_first(session: Session, loop: tables.Loop) -> Answer:
     """The campaign that a loop that was just started is ranked from; the later ones have its search space."""
     query = query_of(session.get_one(tables.Design, loop.design_id))
-    (answer,) = resolve(session, query, model_name=session.get_one(tables.ModelLine, loop.line_id).name)
+    if newest_ranking(session, loop.design_id) is None:
+        (answer,) = resolve(session, query, model_name=champion_of(session, loop).name)
+    else:
+        (answer,) = resolve(session, query, campaign_name=last_campaign(session, loop).name)
     return answer
 
 

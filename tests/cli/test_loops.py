@@ -33,11 +33,12 @@ def succeed(found: tuple[int, str, str]) -> str:
 
 def test_a_loop_is_started_shown_paused_resumed_and_stopped(screening: Run, clean_engine: Engine) -> None:
     assert "there is no loop" in succeed(screening("loop", "status"))
-    options = ("--model", "first", "--host", "MoS2", "--supercell", "4x4", "--batch", "3", "--top", "5", "--external")
+    with session_scope(clean_engine) as session:
+        campaign = session.scalars(select(tables.Campaign.name)).one()
+    options = ("--model", "first", "--campaign", campaign, "--batch", "3", "--top", "5", "--external")
     said = succeed(screening("loop", "start", "wanted", *options))
     assert "loop wanted runs" in said
     with session_scope(clean_engine) as session:
-        campaign = session.scalars(select(tables.Campaign.name)).one()
         n = session.scalar(select(func.count()).select_from(tables.Candidate))
     assert f"campaign {campaign}, {n} candidates (1 to 2 of v_S, Se_S)" in said
     for _ in range(2):

@@ -6,15 +6,17 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, func, select, text, update
+from sqlalchemy.orm import Session
 
 from screening.database import tables
 from screening.database.design_query import DesignQuery
 from screening.database.loops import list_loops, loops_to_advance, steps_of
 from screening.database.session import session_scope
+from screening.defects.defect_types import DefectType
 from screening.errors import InputError, UnknownNameError
 from screening.pipeline import loop_stages
 from screening.pipeline.dispatch import claimable_kinds
-from screening.pipeline.loops import LoopRequest, pause, resume, start_loop, stop
+from screening.pipeline.loops import LoopRequest, pause, ranked_first, resume, start_loop, stop
 from tests.pipeline.made_loops import (
     QUERY,
     add_scored,
@@ -395,6 +397,45 @@ def test_old_campaigns_are_deleted_but_for_the_first_and_the_last(world: Engine)
         n_rankings = session.scalar(select(func.count()).select_from(tables.Ranking))
     assert list(left) == [1, 4, 5]
     assert n_rankings == 5
+
+
+def test_a_loop_begins_with_a_campaign_and_keeps_to_it(world: Engine) -> None:
+    with session_scope(world) as session:
+        model = session.get_one(tables.TrainedModel, 1)
+        wider = add_scored(session, model, types="v_S,Se_S,W_Mo")
+        row = session.scalars(select(tables.Campaign).where(tables.Campaign.id != wider.id)).one()
+        chosen, space_id = row.name, row.search_space_id
+        assert ranked_by(session, None) == wider.name  # the larger one, where nothing is said
+        assert ranked_by(session, chosen) == chosen
+    loop_id = start(world, campaign=chosen)
+    assert [step(world, loop_id) for _ in range(2)] == ["rank", "propose"]
+    with session_scope(world) as session:
+        code = DefectType.parse("W_Mo").code
+        proposed = session.scalars(
+            select(tables.Configuration.defect_types)
+            .join(tables.Calculation, tables.Calculation.configuration_id == tables.Configuration.id)
+            .where(tables.Calculation.round_id.is_not(None))
+        ).all()
+        assert len(proposed) == 3
+        assert not [types for types in proposed if code in types]
+    calculate_round(world, loop_id)
+    assert [step(world, loop_id) for _ in range(2)] == ["calculate", "learn"]
+    end_training(world, shift=other_order)
+    assert [step(world, loop_id) for _ in range(3)] == ["learn", "rescore", "rank"]
+    with session_scope(world) as session:
+        assert set(session.scalars(select(tables.Ranking.search_space_id))) == {space_id}
+        second = LoopRequest("second", QUERY, "first", calculator="external", campaign=chosen)
+        with pytest.raises(InputError, match=r"was not scored by model first@2"):
+            start_loop(session, second)
+
+
+def ranked_by(session: Session, campaign: str | None) -> str:
+    """The campaign that a loop would begin with; nothing of it stays."""
+    with session.begin_nested() as savepoint:
+        loop = start_loop(session, LoopRequest("tried", QUERY, "first", calculator="external", campaign=campaign))
+        name = ranked_first(session, loop).campaign
+        savepoint.rollback()
+    return name
 
 
 def test_what_makes_no_sense_is_refused_before_anything_is_stored(world: Engine) -> None:
