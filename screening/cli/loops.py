@@ -254,22 +254,25 @@ def follow_add(
 
 
 def follow_list(as_json: AsJson = False) -> None:
-    """List the designs that are ranked again, with their newest rankings."""
+    """List the designs that are ranked again, with their newest rankings, and what stands in the way of closed ones."""
     from screening.database.loops import list_designs
+    from screening.pipeline.open_designs import obstacles
 
     with Project().transaction() as session:
-        rows = list_designs(session)
+        found = obstacles(session)
+        rows = [{**row, "obstacle": found.get(row["design"])} for row in list_designs(session)]
     if as_json:
         print_json({"designs": rows})
         return
     if not rows:
         print("no design is followed; `screening follow add` begins with a saved ranking")
         return
-    columns = ["design", "by", "rankings", "newest", "model", "in production"]
+    columns = ["design", "by", "rankings", "newest", "model", "in production", *(["obstacle"] if found else [])]
     table = []
     for row in rows:
         by = f"loop {row['loop']}" if row["loop"] else "itself" if row["is_open"] else "nobody any more"
-        table.append([row["design"], by, row["rankings"], row["newest"], row["model"], row["current"]])
+        obstacle = [row["obstacle"]] if found else []
+        table.append([row["design"], by, row["rankings"], row["newest"], row["model"], row["current"], *obstacle])
     print_table(columns, table)
 
 

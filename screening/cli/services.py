@@ -108,16 +108,22 @@ def _show_status(project: Project, *, as_json: bool) -> bool:
     processes = services.status(project.settings)
     work: list[dict[str, Any]] | None = None
     loops: list[dict[str, Any]] | None = None
+    closed: dict[str, str] | None = None
     try:
         work = _work(project)
-        loops = _loops(project)
+        loops, closed = _loops(project), _closed_designs(project)
     except ServiceError as error:
         note(f"screening: {error}")
     if as_json:
         rows = [
             {"name": p.name, "running": p.running, "pid": p.pid, "address": p.address, "log": p.log} for p in processes
         ]
-        print_json({"home": project.settings.home, "services": rows, "work": work, "loops": loops})
+        print_json(
+            {
+                "home": project.settings.home, "services": rows, "work": work, "loops": loops,
+                "closed_designs": closed,
+            }
+        )  # fmt: skip
     else:
         print(f"home {project.settings.home}")
         rows_ = [[p.name, "running" if p.running else "stopped", p.pid, p.address, str(p.log)] for p in processes]
@@ -128,6 +134,8 @@ def _show_status(project: Project, *, as_json: bool) -> bool:
         if loops:
             print()
             print_loops(loops)
+        for name, reason in (closed or {}).items():
+            print(f"\ndesign {name} is closed, it cannot be ranked any more: {reason}; follow another ranking")
     stopped = [p.name for p in processes if not p.running]
     if work is not None and stopped:  # without the database the error has said what to do
         note(f"screening: {', '.join(stopped)} not running; `screening up` starts what is stopped, the logs say why")
@@ -141,6 +149,14 @@ def _loops(project: Project) -> list[dict[str, Any]]:
     with project.transaction() as session:
         found = list_loops(session)
     return [loop for loop in found if loop["finished_at"] is None] or found[-1:]
+
+
+def _closed_designs(project: Project) -> dict[str, str]:
+    """Why designs that are closed cannot be ranked, by name."""
+    from screening.pipeline.open_designs import obstacles
+
+    with project.transaction() as session:
+        return obstacles(session)
 
 
 def _work(project: Project) -> list[dict[str, Any]]:

@@ -63,7 +63,7 @@ def plan(
         InputError: the model is not trained, or has not seen a defect type, or lacks a property of the query; or the
             name is taken.
     """
-    _check_request(session, search_space_id, request)
+    check_request(session, search_space_id, request)
     known = _find_same(session, search_space_id, request)
     if known is not None:
         if request.name not in (None, known.name):
@@ -219,7 +219,12 @@ def _close(session: Session, campaign_id: int) -> None:
     session.flush()
 
 
-def _check_request(session: Session, search_space_id: int, request: CampaignRequest) -> None:
+def check_request(session: Session, search_space_id: int, request: CampaignRequest) -> None:
+    """Make sure that a campaign of a search space can be planned.
+
+    Raises:
+        InputError: the model is not trained, or has not seen a defect type, or lacks a property of the query.
+    """
     if request.model_id is None:
         if request.query is not None:
             raise InputError("the best candidates are those of a model's predictions; name a model, or keep all")

@@ -19,8 +19,9 @@ from screening.database.policies import find_same
 from screening.database.session import session_scope
 from screening.errors import InputError, UnknownNameError
 from screening.pipeline.designs import run_design_query
+from screening.pipeline.query_context import resolve
 from screening.pipeline.rankings import store_ranking
-from screening.pipeline.rescoring import rescore
+from screening.pipeline.rescoring import check_rescorable, rescore
 
 _logger = logging.getLogger(__name__)
 
@@ -173,6 +174,32 @@ def rank_open_designs(engine: Engine) -> tuple[list[str], list[str]]:
     return scored, ranked
 
 
+def obstacles(session: Session) -> dict[str, str]:
+    """Why closed designs cannot be ranked by the version in production, by name.
+
+    Those that a person has closed, and those of loops, have no obstacle as a rule.
+    """
+    closed = session.scalars(select(tables.Design).where(~tables.Design.is_open).order_by(tables.Design.id)).all()
+    found = {design.name: _obstacle(session, design) for design in closed}
+    return {name: reason for name, reason in found.items() if reason is not None}
+
+
+def _obstacle(session: Session, design: tables.Design) -> str | None:
+    """What `_bring_further` would fail with, found without scoring or storing anything."""
+    champion, newest = models.in_production(session, design.line_id), newest_ranking(session, design.id)
+    if champion is None or newest is None or newest.model_id == champion.id:
+        return None
+    try:
+        again = scored_again(session, newest, champion.id)
+        if again is None:
+            check_rescorable(session, _campaign_of(session, design, newest), champion)
+        elif again.state == "finished":
+            resolve(session, query_of(design), model_name=champion.name, campaign_name=again.name)
+    except InputError as error:
+        return str(error)
+    return None
+
+
 def _claim(session: Session, design_id: int) -> tables.Design | None:
     """A design that is to be ranked, locked; None if somebody else is at it or has been."""
     design = session.scalar(
@@ -210,8 +237,17 @@ def _bring_further(session: Session, design: tables.Design) -> tuple[list[str], 
         return [], [design.name]
     if found is not None and found.state != "planned":
         return [], []
+    return [rescore(session, _campaign_of(session, design, newest)).name], []
+
+
+def _campaign_of(session: Session, design: tables.Design, newest: tables.Ranking) -> tables.Campaign:
+    """The campaign of the newest ranking of a design, which is to be scored again.
+
+    Raises:
+        InputError: it was deleted.
+    """
     if newest.campaign_id is None:
         raise InputError(
             f"the campaign of ranking {newest.id} was deleted, so that design {design.name} cannot be scored again"
         )
-    return [rescore(session, session.get_one(tables.Campaign, newest.campaign_id)).name], []
+    return session.get_one(tables.Campaign, newest.campaign_id)

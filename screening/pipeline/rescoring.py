@@ -17,6 +17,16 @@ from screening.pipeline import campaigns
 from screening.pipeline.campaigns import CampaignRequest
 
 
+def check_rescorable(session: Session, campaign: tables.Campaign, model: tables.TrainedModel) -> None:
+    """Make sure that a version can score the search space of a campaign again.
+
+    Raises:
+        InputError: it has not seen one of the defect types, or lacks a property of the query.
+    """
+    query = None if campaign.query is None else DesignQuery.model_validate(campaign.query)
+    campaigns.check_request(session, campaign.search_space_id, CampaignRequest(model.id, query))
+
+
 def rescore(session: Session, campaign: tables.Campaign) -> tables.Campaign:
     """Start the campaign of the same search space and query with the version in production, or find it.
 

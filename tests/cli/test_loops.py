@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, func, select
 
-from screening.database import tables
+from screening.database import models, tables
 from screening.database.session import session_scope
 from screening.pipeline.designs import run_design_query
 from screening.pipeline.rankings import store_ranking
@@ -76,6 +76,20 @@ def test_a_saved_ranking_is_followed(screening: Run, clean_engine: Engine) -> No
     assert (row["design"], row["is_open"], row["rankings"]) == ("wanted", True, 1)
     assert "wanted" in succeed(screening("follow", "list"))
     assert "is ranked no more" in succeed(screening("follow", "end", "wanted"))
+    assert json.loads(screening("status", "--json")[1])["closed_designs"] == {}
+    with session_scope(clean_engine) as session:  # a version that knows less takes over
+        first = session.scalars(select(tables.TrainedModel)).one()
+        second = tables.TrainedModel(
+            name="first@2", line_id=first.line_id, parent_id=first.id, level_id=first.level_id, properties=["homo"],
+            settings={}, seed=0, state="finished", weights=b"second",
+        )  # fmt: skip
+        session.add(second)
+        session.flush()
+        models.promote(session, second, reason="a test")
+        session.get_one(tables.Ranking, ranking).campaign_id = None
+    reason = "the campaign of ranking 1 was deleted, so that design wanted cannot be scored again"
+    assert reason in succeed(screening("follow", "list"))
+    assert f"design wanted is closed, it cannot be ranked any more: {reason}" in screening("status")[1]
 
 
 def test_a_prediction_is_explained_and_a_result_withdrawn(screening: Run, clean_engine: Engine) -> None:

@@ -11,7 +11,7 @@ from screening.database.session import session_scope
 from screening.errors import InputError, UnknownNameError
 from screening.pipeline.designs import run_design_query
 from screening.pipeline.dispatch import claimable_kinds
-from screening.pipeline.open_designs import close_design, open_ranking, rank_open_designs
+from screening.pipeline.open_designs import close_design, obstacles, open_ranking, rank_open_designs
 from screening.pipeline.rankings import store_ranking
 from tests.pipeline.made_loops import QUERY, add_scored, make_world, other_order
 
@@ -136,6 +136,18 @@ def test_a_design_that_was_closed_is_left_alone(world: Engine) -> None:
         assert designs_to_rank(session) == []
         with pytest.raises(UnknownNameError, match="no design is called 'x'; there are: wanted"):
             close_design(session, "x")
+
+
+def test_what_stands_in_the_way_of_a_closed_design_is_what_its_ranking_would_fail_with(world: Engine) -> None:
+    promote_second(world)
+    with session_scope(world) as session:
+        close_design(session, "wanted")
+        assert obstacles(session) == {}  # a person has closed it, and it could go on
+        session.get_one(tables.TrainedModel, 2).properties = ["homo"]
+        add_scored(session, session.get_one(tables.TrainedModel, 2))
+        assert obstacles(session) == {
+            "wanted": "model first@2 does not predict formation_energy_per_site; it predicts homo"
+        }
 
 
 def test_a_campaign_that_was_stopped_is_not_started_again_by_itself(world: Engine) -> None:
