@@ -16,7 +16,7 @@ import typer
 
 from screening.cli.calculations import builtin_level
 from screening.cli.loop_tables import watch_loop
-from screening.cli.loops import Batch, MaxCalculations, Patience, ReportFolder, Top, show_report
+from screening.cli.loops import Batch, MaxCalculations, Patience, RandomErrors, ReportFolder, Top, show_report
 from screening.cli.models import train_stored
 from screening.cli.options import AsJson
 from screening.cli.output import Tick, note, progress_bar, wait_for
@@ -81,6 +81,7 @@ def demo_2dmd(
     gap: Annotated[str, typer.Option("--gap", help="Window on the gap that is looked for, eV.")] = "1.0:1.2",
     epochs: Epochs = 150,
     seed: Seed = 0,
+    random_errors: RandomErrors = True,
     output: ReportFolder = Path("loop-2dmd"),
     as_json: AsJson = False,
 ) -> None:
@@ -112,7 +113,7 @@ def demo_2dmd(
                 project.announce("advance")
 
         watch_loop(project, loop_id, act)
-    show_report(project, name, output, replay=replay, as_json=as_json)
+    show_report(project, name, output, replay=replay, random_errors=random_errors, as_json=as_json)
 
 
 def read_labels(path: Path, subset: str | None) -> Replay:

@@ -10,7 +10,7 @@ import typer
 from screening.cli.designs import CampaignName
 from screening.cli.loop_tables import print_loops, print_steps, watch_loop
 from screening.cli.options import AsJson, SomeSupercell
-from screening.cli.output import counted, print_json, print_table
+from screening.cli.output import counted, print_json, print_table, progress_bar
 from screening.cli.project import Project
 from screening.cli.query_options import (
     Confidence,
@@ -23,6 +23,7 @@ from screening.cli.query_options import (
     Windows,
     find_query,
 )
+from screening.errors import InputError
 
 if TYPE_CHECKING:
     from screening.pipeline.loop_report import LoopReport
@@ -37,6 +38,13 @@ Patience = Annotated[
     int, typer.Option("--patience", min=1, help="End when so many rankings have not changed the best candidates.")
 ]
 Top = Annotated[int, typer.Option("--top", min=1, help="So many rows of a ranking count as the best candidates.")]
+RandomErrors = Annotated[
+    bool,
+    typer.Option(
+        "--random-errors/--no-random-errors",
+        help="Also train on as many results drawn at random, and show their errors: as long as the loop's trainings.",
+    ),
+]
 ReportFolder = Annotated[Path, typer.Option("--output", help="Folder for the table (CSV) and the plots (PNG).")]
 
 
@@ -190,6 +198,7 @@ def report(
         typer.Option("--data", help="The release of 2DMD that a replay has played, to compare with chance."),
     ] = None,
     subset: Annotated[str | None, typer.Option("--subset", help="Its subset, where it has several.")] = None,
+    random_errors: RandomErrors = False,
     as_json: AsJson = False,
 ) -> None:
     """Write what a loop has found: best value and errors against the calculations made, as a table and plots."""
@@ -197,27 +206,36 @@ def report(
 
     project = Project()
     replay = None if data is None else read_labels(data, subset)
-    show_report(project, name, output, replay=replay, as_json=as_json)
+    if random_errors and replay is None:
+        raise InputError("--random-errors learns from labels that a loop has not chosen; give --data, where they are")
+    show_report(project, name, output, replay=replay, random_errors=random_errors, as_json=as_json)
 
 
 def show_report(
-    project: Project, name: str | None, output: Path, *, replay: Replay | None = None, as_json: bool = False
-) -> LoopReport:
-    """Write a loop's report and print it."""
+    project: Project, name: str | None, output: Path, *, replay: Replay | None = None, random_errors: bool = False,
+    as_json: bool = False,
+) -> LoopReport:  # fmt: skip
+    """Write a loop's report and print it.
+
+    Args:
+        replay: all labels, where they are known.
+        random_errors: whether versions learn from as many of them drawn at random, to compare errors with.
+    """
     from dataclasses import asdict
 
     from screening.pipeline.loop_report import report as report_of
     from screening.pipeline.loop_report import write_report
 
+    errors = None if replay is None or not random_errors else _random_errors(project, name, replay)
     with project.transaction() as session:
-        found = report_of(session, name, replay=replay, device=project.settings.device)
+        found = report_of(session, name, replay=replay, random_errors=errors, device=project.settings.device)
     table, plot = write_report(found, output)
     if as_json:
         print_json({**asdict(found), "table": table, "plot": plot})
         return found
     columns = ["n_calculated", "model", "best", "mae", "proposed_mae", "n_changed"]
     if replay is not None:
-        columns += ["random_low", "random_median", "random_high"]
+        columns += ["random_low", "random_median", "random_high", *(["random_mae"] if errors else [])]
     print(f"loop {found.loop}, {found.state}: {found.ended or 'not over yet'}")
     print(f"best: {found.direction} {found.property}; errors of it, on {counted(found.n_test, 'row')} never learnt")
     print_table(columns, [[getattr(point, column) for column in columns] for point in found.points])
@@ -225,6 +243,17 @@ def show_report(
         print(f"best of all labels: {found.known_best:.4f}")
     print(f"\ntable  {table}\nplots  {plot}")
     return found
+
+
+def _random_errors(project: Project, name: str | None, replay: Replay) -> dict[int, float | None]:
+    """Errors of versions that learn from labels drawn at random, with a progress bar."""
+    from screening.pipeline.random_choice import errors_of, random_choice
+
+    device = project.settings.device
+    with project.transaction() as session:
+        chosen = random_choice(session, name, replay, device=device)
+    with progress_bar("random choice") as show:
+        return errors_of(chosen, replay, device=device, on_version=show)
 
 
 def _say(loop: tuple[str, str], state: str, then: str, *, as_json: bool) -> None:

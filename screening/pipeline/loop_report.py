@@ -3,13 +3,14 @@
 The best value is that of the calculations made until each ranking. The error is that of the version of each ranking,
 all on the same rows: such as no version has learnt from. Beside it is the error of each round when it was proposed:
 what the version in production said of the results before it learnt them. Where all labels are known, random choice is
-drawn from the same labels: the best value among as many that were taken at random.
+drawn from the same labels: the best value among as many that were taken at random, and the error of versions that have
+learnt from as many (screening.pipeline.random_choice).
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -26,8 +27,9 @@ from screening.defects.defect_types import Configuration
 from screening.errors import InputError
 from screening.pipeline.hosts import load_supercell
 from screening.pipeline.open_designs import query_of
+from screening.pipeline.random_choice import mean_error
 from screening.pipeline.replay import Label, Replay
-from screening.pipeline.round_pools import improved_property
+from screening.pipeline.round_pools import improved_property, key_of
 
 _DRAWS = 400
 _BAND = (10, 50, 90)  # percentiles of random choice
@@ -46,6 +48,7 @@ class LoopPoint:
         proposed_mae: error of what was said of the round before it was learnt.
         n_changed: of the best rows, those that the ranking before did not have.
         random_low, random_median, random_high: best values of as many results chosen at random: 10, 50 and 90 %.
+        random_mae: error of a version that has learnt from as many results chosen at random, where it was trained.
     """
 
     n_calculated: int
@@ -58,6 +61,7 @@ class LoopPoint:
     random_low: float | None = None
     random_median: float | None = None
     random_high: float | None = None
+    random_mae: float | None = None
 
 
 @dataclass(frozen=True)
@@ -89,11 +93,15 @@ class _TestRows:
     values: NDArray[np.float64]
 
 
-def report(session: Session, name: str | None, *, replay: Replay | None = None, device: str = "cpu") -> LoopReport:
+def report(
+    session: Session, name: str | None, *, replay: Replay | None = None,
+    random_errors: Mapping[int, float | None] | None = None, device: str = "cpu",
+) -> LoopReport:  # fmt: skip
     """What a loop has found until now.
 
     Args:
         replay: where all labels are known: errors are measured on its test rows, and random choice is drawn.
+        random_errors: errors of versions that have learnt from so many results chosen at random, by their number.
 
     Raises:
         UnknownNameError: there is no such loop.
@@ -115,17 +123,19 @@ def report(session: Session, name: str | None, *, replay: Replay | None = None, 
         model_id = step["model_id"]
         if model_id not in errors:
             errors[model_id] = _mae(session, model_id, what, test, device=device)
-        random = (None,) * 3 if replay is None else _random(query, replay, n_first + (step["n_calculated"] or 0))
+        n = n_first + (step["n_calculated"] or 0)
+        random = (None,) * 3 if replay is None else _random(query, replay, n)
         points.append(
             LoopPoint(
-                n_first + (step["n_calculated"] or 0), step["n_calculated"] or 0, step["model"], step["best"],
-                errors[model_id], _proposed_mae(session, step["round_id"], what), step["n_changed"], *random,
+                n, step["n_calculated"] or 0, step["model"], step["best"], errors[model_id],
+                _proposed_mae(session, step["round_id"], what), step["n_changed"], *random,
+                None if random_errors is None else random_errors.get(n),
             )
         )  # fmt: skip
-    known = None if replay is None else _best(query, replay.pool)
+    known = [] if replay is None else _best_first(query, replay.pool)
     return LoopReport(
         loop.name, loop.state, loop.error or loop.remark or "", what, query.direction, tuple(points),
-        len(test.values), known,
+        len(test.values), known[0] if known else None,
     )  # fmt: skip
 
 
@@ -193,23 +203,14 @@ def _rows_of(session: Session, loop: tables.Loop, what: str, replay: Replay | No
 def _mae(session: Session, model_id: int, what: str, test: _TestRows, *, device: str) -> float | None:
     """Mean absolute error of a version on rows; None where it cannot predict any."""
     from screening.learning.artifacts import ensemble_from_bytes
-    from screening.learning.scorer import score_configurations
-    from screening.pipeline.comparison import knows
 
     model = session.get_one(tables.TrainedModel, model_id)
-    if not len(test.values) or model.weights is None or what not in model.properties:
+    if not len(test.values) or model.weights is None:
         return None
-    ensemble = ensemble_from_bytes(model.weights)
     supercell = load_supercell(session, test.supercell_id).supercell
-    known = [
-        i for i, configuration in enumerate(test.configurations)
-        if knows(ensemble, supercell.host.name, configuration.defect_types)
-    ]  # fmt: skip
-    if not known:
-        return None
-    chosen = [test.configurations[i] for i in known]
-    mean, _ = score_configurations(ensemble, supercell, chosen, device=device)
-    return float(np.abs(mean[:, ensemble.properties.index(what)] - test.values[known]).mean())
+    return mean_error(
+        ensemble_from_bytes(model.weights), supercell, test.configurations, values=test.values, of=what, device=device
+    )
 
 
 def _proposed_mae(session: Session, round_id: int | None, what: str) -> float | None:
@@ -240,26 +241,21 @@ def _satisfies(query: DesignQuery, label: Label) -> bool:
     )
 
 
-def _best(query: DesignQuery, labels: Sequence[Label]) -> float | None:
-    """Best value of labels that satisfy the windows."""
+def _best_first(query: DesignQuery, labels: Sequence[Label]) -> list[float]:
+    """Values of the labels that satisfy the windows, best first."""
     what = improved_property(query)
     values = [label.properties[what] for label in labels if _satisfies(query, label)]
-    if not values:
-        return None
-    return max(values) if query.direction == "highest" else min(values)
+    return sorted(values, key=lambda value: key_of(query, value))
 
 
 def _random(query: DesignQuery, replay: Replay, n: int) -> tuple[float | None, float | None, float | None]:
     """Percentiles of the best value of n labels that are drawn at random; None where most draws have none."""
-    sign = -1.0 if query.direction == "highest" else 1.0
-    what = improved_property(query)
-    values = np.array([
-        sign * label.properties[what] if _satisfies(query, label) else np.inf for label in replay.pool
-    ])  # fmt: skip
-    generator = np.random.default_rng(0)
-    best = [values[generator.choice(len(values), min(n, len(values)), replace=False)].min() for _ in range(_DRAWS)]
-    found = np.percentile(best, _BAND if sign > 0 else _BAND[::-1], method="nearest")
-    low, median, high = (float(sign * value) if np.isfinite(value) else None for value in found)
+    values = _best_first(query, replay.pool)
+    generator, n_labels = np.random.default_rng(0), len(replay.pool)
+    best = [generator.choice(n_labels, min(n, n_labels), replace=False).min() for _ in range(_DRAWS)]
+    band = _BAND[::-1] if query.direction == "highest" else _BAND
+    places = np.percentile(best, band, method="nearest").tolist()
+    low, median, high = (values[place] if place < len(values) else None for place in places)
     return low, median, high
 
 
@@ -287,6 +283,9 @@ def _plot(found: LoopReport, path: Path) -> None:
     left.legend(frameon=False, fontsize=9)
     errors = [nan if point.mae is None else 1e3 * point.mae for point in found.points]
     middle.plot(made, errors, marker="o", color="#1d4ed8", label=f"{found.n_test} rows that were never learnt")
+    random = [nan if point.random_mae is None else 1e3 * point.random_mae for point in found.points]
+    if not all(value != value for value in random):
+        middle.plot(made, random, color="#64748b", linestyle="--", label="as many chosen at random")
     proposed = [nan if point.proposed_mae is None else 1e3 * point.proposed_mae for point in found.points]
     if not all(value != value for value in proposed):
         middle.plot(made, proposed, marker="s", color="#9aa5b1", linestyle="none", label="the round, when proposed")

@@ -191,6 +191,11 @@ def _standing_ancestor(session: Session, champion: tables.TrainedModel) -> table
     return None if parent_id is None else session.get_one(tables.TrainedModel, parent_id)
 
 
+def settings_to_go_on(session: Session, model: tables.TrainedModel) -> dict[str, Any]:
+    """The settings of a version that goes on from a finished one, if nobody gives others."""
+    return _settings(session, model, model, {})
+
+
 def _settings(
     session: Session,
     champion: tables.TrainedModel,

@@ -200,3 +200,7 @@ def test_random_choice_is_that_of_the_labels(replay: Replay) -> None:
     values = {round(label.properties["formation_energy_per_site"], 9) for label in replay.pool}
     assert None not in (low, median, high)
     assert {round(v, 9) for v in (low, median, high) if v is not None} <= values
+    closest = DesignQuery(host="MoS2", sort="formation_energy", direction="closest", target=3.0)
+    assert _random(closest, replay, N_TRAIN) == pytest.approx((2.75,) * 3)  # of 2.75, 7.5, -0.25 and 5.375
+    none = DesignQuery.of(host="MoS2", windows=["formation_energy_per_site=90:91"])
+    assert _random(none, replay, N_TRAIN) == (None, None, None)
