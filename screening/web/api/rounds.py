@@ -112,6 +112,7 @@ class ProposedRow(BaseModel):
     """A calculation that is proposed."""
 
     calculation: int
+    place: str = Field(description="host and supercell")
     candidate: int
     configuration: str
     sites: list[int]
@@ -207,8 +208,9 @@ def propose_round(session: Session, new: NewRound) -> ProposedRound:
         name_round(session, round_id, new.name)
     rows = [
         ProposedRow(
-            calculation=row.calculation_id, candidate=row.candidate_id, configuration=row.configuration,
-            sites=list(row.sites), reason=row.reason, worth=row.worth, expected_s=row.expected_s,
+            calculation=row.calculation_id, place=row.place, candidate=row.candidate_id,
+            configuration=row.configuration, sites=list(row.sites), reason=row.reason, worth=row.worth,
+            expected_s=row.expected_s,
         )
         for row in found
     ]  # fmt: skip
