@@ -78,7 +78,7 @@ def calibration(session: Session, model_id: int, name: str) -> list[float]:
 def errors_by(session: Session, model_id: int, part: str, properties: Sequence[str]) -> list[Errors]:
     """Errors by part, `dataset` or `n_defects`."""
     said = ValidationPrediction
-    of_part: ColumnElement[Any] = CalculationResult.dataset if part == "dataset" else Configuration.n_defects
+    of_part: Any = CalculationResult.dataset if part == "dataset" else Configuration.n_defects
     if not properties:
         return []
     statements = []

@@ -29,14 +29,18 @@ class SpaceRequest(BaseModel):
     supercell: _Text = Field(description="repeats of the unit cell, or a label of the host", examples=["4x4"])
     defect_types: _Text = Field(description="with commas between them", examples=["v_S,Se_S,v_Mo,W_Mo"])
     max_defects: int | None = Field(
-        None, ge=1, le=1000, description="largest number of defects; of the composition if not given"
+        default=None, ge=1, le=1000, description="largest number of defects; of the composition if not given"
     )
-    min_defects: int = Field(1, ge=0, le=1000, description="least number of defects")
-    composition: _Text | None = Field(None, description="exactly these defects", examples=["2*v_S+W_Mo"])
-    limits: tuple[_Text, ...] = Field((), description="on the number of one type", examples=[["v_S=0-2"]])
-    required: tuple[_Text, ...] = Field((), description="defect types that occur at least once")
-    min_separation: float | None = Field(None, gt=0, description="least distance between any two defects, angstrom")
-    max_separation: float | None = Field(None, gt=0, description="largest distance of any two defects, angstrom")
+    min_defects: int = Field(default=1, ge=0, le=1000, description="least number of defects")
+    composition: _Text | None = Field(default=None, description="exactly these defects", examples=["2*v_S+W_Mo"])
+    limits: tuple[_Text, ...] = Field(default=(), description="on the number of one type", examples=[["v_S=0-2"]])
+    required: tuple[_Text, ...] = Field(default=(), description="defect types that occur at least once")
+    min_separation: float | None = Field(
+        default=None, gt=0, description="least distance between any two defects, angstrom"
+    )
+    max_separation: float | None = Field(
+        default=None, gt=0, description="largest distance of any two defects, angstrom"
+    )
 
 
 def space_of(host: Host, request: SpaceRequest) -> SearchSpace:

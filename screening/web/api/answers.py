@@ -14,9 +14,11 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
-    request_id: str | None = Field(None, description="the line of the server's log that belongs to it")
-    error: str | None = Field(None, description="class of the error")
-    faults: list[dict[str, Any]] | None = Field(None, description="field by field, where a request does not fit")
+    request_id: str | None = Field(default=None, description="the line of the server's log that belongs to it")
+    error: str | None = Field(default=None, description="class of the error")
+    faults: list[dict[str, Any]] | None = Field(
+        default=None, description="field by field, where a request does not fit"
+    )
 
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {

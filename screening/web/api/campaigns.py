@@ -88,14 +88,17 @@ class NewCampaign(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     space: SpaceRequest
-    model: str | None = Field(None, max_length=200, description="that scores it; the newest of the host if not given")
-    is_scored: bool = Field(True, description="false stores the candidates without predictions")
+    model: str | None = Field(
+        default=None, max_length=200, description="that scores it; the newest of the host if not given"
+    )
+    is_scored: bool = Field(default=True, description="false stores the candidates without predictions")
     keep: dict[str, Any] | None = Field(
-        None, description="design query without a host: its best rows, up to its limit, are kept instead of all",
+        default=None,
+        description="design query without a host: its best rows, up to its limit, are kept instead of all",
         examples=[{"windows": ["homo_lumo_gap_min=1.0:1.2"], "limit": 10000}],
     )  # fmt: skip
-    name: str | None = Field(None, min_length=1, max_length=200)
-    start: bool = Field(False, description="start it at once")
+    name: str | None = Field(default=None, min_length=1, max_length=200)
+    start: bool = Field(default=False, description="start it at once")
 
 
 class PlannedCampaign(BaseModel):

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
 from screening.database.design_query import DesignQuery
+from screening.errors import InputError
 from screening.pipeline.designs import RankedTable, explain_design_query, run_design_query, sql_of
 from screening.pipeline.export_sources import source_of_query, source_of_ranking
 from screening.pipeline.hosts import load_supercell
@@ -23,7 +24,6 @@ from screening.web.api.answers import PROBLEMS
 from screening.web.design_fields import MOST_ROWS, read_design
 from screening.web.exports import ExportFormat, export_answer
 from screening.web.idempotency import OncePerKey
-from screening.web.problems import ProblemError
 from screening.web.server import Transaction
 from screening.web.structures import Format, structure_answer
 
@@ -44,20 +44,20 @@ class Design(BaseModel):
         description="fields of a design query (docs/design-queries.md): host, supercell, windows, sort ...",
         examples=[{"host": "MoS2", "windows": ["homo_lumo_gap_min=1.0:1.2"], "limit": 20}],
     )
-    model: str | None = Field(None, max_length=200, description="whose predictions are ranked")
-    campaign: str | None = Field(None, max_length=200, description="whose candidates are ranked")
+    model: str | None = Field(default=None, max_length=200, description="whose predictions are ranked")
+    campaign: str | None = Field(default=None, max_length=200, description="whose candidates are ranked")
 
 
 class DesignPage(Design):
     """A design query, and where its page begins."""
 
-    after: str | None = Field(None, max_length=2000, description="`after` of the page before")
+    after: str | None = Field(default=None, max_length=2000, description="`after` of the page before")
 
 
 class NewRanking(Design):
     """A design query whose answer is kept."""
 
-    name: str | None = Field(None, min_length=1, max_length=200)
+    name: str | None = Field(default=None, min_length=1, max_length=200)
 
 
 class RankedRow(BaseModel):
@@ -73,7 +73,7 @@ class RankedRow(BaseModel):
     defects: list[str] = Field(description="type at each of the sites")
     multiplicity: int = Field(description="equivalent configurations")
     probability: float = Field(description="that every window holds")
-    concentration: float | None = Field(None, description="estimate at the query's temperature")
+    concentration: float | None = Field(default=None, description="estimate at the query's temperature")
     calculated: bool = Field(description="whether a result exists at the model's level of theory")
     reason: str = Field(description="why it is there")
     values: dict[str, tuple[float, float]] = Field(
@@ -349,8 +349,7 @@ def ask(session: Session, design: DesignPage) -> RankedTable:
     """A page of a design query.
 
     Raises:
-        ProblemError: it asks for more rows than one answer has.
-        InputError: it is not acceptable, or nothing can answer it.
+        InputError: it is not acceptable, asks for more rows than one answer has, or nothing can answer it.
     """
     query = read_design(session, design.query)
     check_rows(query)
@@ -361,11 +360,11 @@ def check_rows(query: DesignQuery) -> None:
     """Refuse more rows than one answer has.
 
     Raises:
-        ProblemError: there would be.
+        InputError: there would be.
     """
     if query.limit > MOST_ROWS:
-        raise ProblemError(
-            422, f"limit is {query.limit}; one answer has {MOST_ROWS} rows at most: page with `after`, or export"
+        raise InputError(
+            f"limit is {query.limit}; one answer has {MOST_ROWS} rows at most: page with `after`, or export"
         )
 
 

@@ -87,7 +87,7 @@ class Production(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    version: int | None = Field(None, ge=1, lt=2**31, description="the one that was there before if not given")
+    version: int | None = Field(default=None, ge=1, lt=2**31, description="the one that was there before if not given")
 
 
 class Promoted(BaseModel):
@@ -102,9 +102,9 @@ class NewTraining(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    epochs: int | None = Field(None, ge=1, le=100_000)
-    max_minutes: float | None = Field(None, gt=0, le=1e5, allow_inf_nan=False)
-    seed: int = Field(0, ge=0, lt=2**31)
+    epochs: int | None = Field(default=None, ge=1, le=100_000)
+    max_minutes: float | None = Field(default=None, gt=0, le=1e5, allow_inf_nan=False)
+    seed: int = Field(default=0, ge=0, lt=2**31)
 
 
 class Training(BaseModel):

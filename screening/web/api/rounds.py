@@ -98,14 +98,16 @@ class NewRound(BaseModel):
     query: dict[str, Any] = Field(
         description="fields of a design query", examples=[{"host": "MoS2", "windows": ["homo_lumo_gap_min=1.0:1.2"]}]
     )
-    n: int = Field(5, ge=1, le=MOST_PROPOSED, description="how many calculations")
-    learn: bool = Field(False, description="what makes the model better everywhere, not what satisfies the query")
-    name: str | None = Field(None, min_length=1, max_length=200)
-    model: str | None = Field(None, max_length=200)
-    campaign: str | None = Field(None, max_length=200)
-    level: str | None = Field(None, max_length=200, description="level of theory; the model's if not given")
-    only_stored: bool = Field(False, description="only configurations that an import brought without results")
-    seed: int = Field(0, ge=0, lt=2**31)
+    n: int = Field(default=5, ge=1, le=MOST_PROPOSED, description="how many calculations")
+    learn: bool = Field(
+        default=False, description="what makes the model better everywhere, not what satisfies the query"
+    )
+    name: str | None = Field(default=None, min_length=1, max_length=200)
+    model: str | None = Field(default=None, max_length=200)
+    campaign: str | None = Field(default=None, max_length=200)
+    level: str | None = Field(default=None, max_length=200, description="level of theory; the model's if not given")
+    only_stored: bool = Field(default=False, description="only configurations that an import brought without results")
+    seed: int = Field(default=0, ge=0, lt=2**31)
 
 
 class ProposedRow(BaseModel):
@@ -138,7 +140,7 @@ class Lost(BaseModel):
     """A job that will not come back."""
 
     reason: str = Field(min_length=1, max_length=1000)
-    job: str | None = Field(None, max_length=200, description="all that is submitted if not given")
+    job: str | None = Field(default=None, max_length=200, description="all that is submitted if not given")
 
 
 class Number(BaseModel):

@@ -53,6 +53,17 @@ def follow_campaign(request: Request, session: Transaction, _: Reader, campaign:
     return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 
+@router.post("/campaigns/{campaign}/delete")
+def delete_campaign(
+    request: Request, session: Transaction, _: Admin, campaign: str, sure: Annotated[str, Form(max_length=200)] = ""
+) -> Response:  # fmt: skip
+    """Delete it with its candidates, where its name was typed for that."""
+    if sure != campaign:
+        return _page(request, session, campaign, fault=f"type {campaign} to delete it; nothing was deleted")
+    campaigns.remove(session, campaign_by_name(session, campaign))
+    return RedirectResponse("/campaigns", 303)
+
+
 @router.post("/campaigns/{campaign}/{verb}")
 def change_campaign(
     request: Request, session: Transaction, _: Submitter, campaign: str,
@@ -65,17 +76,6 @@ def change_campaign(
     except InputError as error:
         return _page(request, session, campaign, fault=str(error))
     return RedirectResponse(f"/campaigns/{campaign}", 303)
-
-
-@router.post("/campaigns/{campaign}/delete")
-def delete_campaign(
-    request: Request, session: Transaction, _: Admin, campaign: str, sure: Annotated[str, Form(max_length=200)] = ""
-) -> Response:  # fmt: skip
-    """Delete it with its candidates, where its name was typed for that."""
-    if sure != campaign:
-        return _page(request, session, campaign, fault=f"type {campaign} to delete it; nothing was deleted")
-    campaigns.remove(session, campaign_by_name(session, campaign))
-    return RedirectResponse("/campaigns", 303)
 
 
 def _page(request: Request, session: Session, name: str, *, fault: str | None = None) -> Response:
@@ -101,7 +101,7 @@ def _chunks(session: Session, campaign_id: int) -> dict[str, int]:
     return {state: n for state, n in found.items() if n}
 
 
-def _failures(session: Session, campaign_id: int) -> list[tuple[int, str]]:
+def _failures(session: Session, campaign_id: int) -> list[tuple[int, str | None]]:
     """Numbers and errors of the first chunks that failed."""
     chunk = tables.Chunk
     failed = (chunk.campaign_id == campaign_id, chunk.state == "failed")

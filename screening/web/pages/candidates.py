@@ -45,13 +45,12 @@ def _page(
     request: Request, session: Session, found: FoundCandidate, *, path: str | None, why_path: str | None
 ) -> Response:
     supercell = load_supercell(session, found.supercell_id).supercell
-    defects = [
-        tuple(text.split("@")) for text in defects_of(found.configuration.sites, found.configuration.defect_types)
-    ]
+    of = found.configuration
+    defects = [tuple(text.split("@")) for text in defects_of(of.sites, of.defect_types)]
     distances: list[dict[str, Any]] = [
         {"first": f"{defects[i][0]}@{a}", "second": f"{defects[j][0]}@{b}", "distance": supercell.pair_distances[a, b]}
-        for i, a in enumerate(found.configuration.sites)
-        for j, b in enumerate(found.configuration.sites)
+        for i, a in enumerate(of.sites)
+        for j, b in enumerate(of.sites)
         if i < j
     ]
     model = session.get_one(tables.TrainedModel, found.model_id)

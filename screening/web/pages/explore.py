@@ -192,10 +192,11 @@ def _page(
     hosts = listings.list_hosts(session)
     kept = {name: value for name, value in given.items() if name not in ("after", "csrf_token", "chosen", "name")}
     table = values["table"]
+    shown: dict[str, Any] = {"shown": [], "several": False} | values
     following = urlencode(kept | {"after": table.after}) if table is not None and table.after else None
     return render(
         request, "explore.html", given=given, campaigns=campaigns, properties=PROPERTY_COMMENTS, kept=kept,
         hosts=list(dict.fromkeys(row["host"] for row in hosts)), n_windows=N_WINDOWS, after=after,
         supercells=sorted({row["supercell"] for row in hosts}), address=urlencode(kept), following=following,
-        status=200 if values["fault"] is None else 422, **({"shown": [], "several": False} | values),
+        status=200 if values["fault"] is None else 422, **shown,
     )  # fmt: skip
