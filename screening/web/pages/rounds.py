@@ -51,7 +51,7 @@ def propose(request: Request, session: Transaction, _: Submitter, form: FormOf) 
     except (InputError, ValidationError) as error:
         said = str(error) if isinstance(error, InputError) else "; ".join(f["msg"] for f in error.errors())
         return _list(request, session, fault=said, given=given)
-    return RedirectResponse(f"/rounds/{made.round}", 303)
+    return RedirectResponse(f"/rounds/{find_round(session, made.round).id}", 303)
 
 
 @router.post("/results")
