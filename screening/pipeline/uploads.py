@@ -130,8 +130,8 @@ def _take_files(engine: Engine, unit: _Unit, folder: Path, files: list[Path], *,
         drop_completed(session, ledger)
     counts = ledger.report()
     rows = [row for file, of_file in outcomes.items() for row in _rows(str(file.relative_to(scratch)), of_file)]
-    for row in rows:
-        row["reason"] = row["reason"] and row["reason"].replace(f"{scratch}/", "")
+    for row in rows:  # what people read has no folder of the worker's
+        row |= {key: text and text.replace(f"{scratch}/", "") for key, text in row.items()}
     return {
         "read": counts.read, "new": counts.new, "known": counts.known, "refused": counts.refused,
         "failed": counts.failed, "files": rows,

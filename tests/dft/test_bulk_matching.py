@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,15 +19,17 @@ TEXTS = [
 
 ENDLESS_PARENT = """
 import itertools
+import sys
+from pathlib import Path
 from screening.defects.catalogue import catalogue_host
 from screening.defects.host import Supercell
 from screening.dft.bulk_matching import MatchingPool
-from tests.synthetic_2dmd import cif
 
 if __name__ == "__main__":
     supercell = Supercell.parse(catalogue_host("MoS2"), "4x4")
+    vacancy = ("vacancy", Path(sys.argv[1]).read_text())
     with MatchingPool(2) as pool:
-        for match in pool.match(itertools.repeat(("vacancy", cif(((16, "v_S"),)))), supercell):
+        for match in pool.match(itertools.repeat(vacancy), supercell):
             print(match.name, flush=True)
 """
 
@@ -72,8 +73,9 @@ def test_what_does_not_match_comes_back_with_its_reason() -> None:
 def test_processes_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(ENDLESS_PARENT)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, env=environment, text=True) as parent:
+    structure = tmp_path / "vacancy.cif"
+    structure.write_text(cif(((16, "v_S"),)))
+    with subprocess.Popen([sys.executable, script, structure], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         assert parent.stdout.readline() == "vacancy\n"
         children = psutil.Process(parent.pid).children(recursive=True)
