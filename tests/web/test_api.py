@@ -76,9 +76,9 @@ def test_a_design_query_ranks_as_the_pipeline_does(reader: TestClient, ranked: l
     assert [row["candidate"] for row in found["rows"]] == [row["candidate"] for row in ranked]
     first = found["rows"][0]
     assert first["campaign"] == "pairs"
-    mean, std = first["values"]["homo_lumo_gap_min"]
-    assert mean == pytest.approx(ranked[0]["homo_lumo_gap_min_mean"])
-    assert std > 0
+    gap = first["values"]["homo_lumo_gap_min"]
+    assert gap["mean"] == pytest.approx(ranked[0]["homo_lumo_gap_min_mean"])
+    assert gap["std"] > 0
     assert found["model"] == "small"
     assert "SELECT" in found["sql"]
 

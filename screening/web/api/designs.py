@@ -60,6 +60,13 @@ class NewRanking(Design):
     name: str | None = Field(default=None, min_length=1, max_length=200)
 
 
+class Predicted(BaseModel):
+    """A predicted property, eV or Bohr magneton."""
+
+    mean: float
+    std: float = Field(description="standard deviation")
+
+
 class RankedRow(BaseModel):
     """A candidate that satisfies a query."""
 
@@ -76,9 +83,7 @@ class RankedRow(BaseModel):
     concentration: float | None = Field(default=None, description="estimate at the query's temperature")
     calculated: bool = Field(description="whether a result exists at the model's level of theory")
     reason: str = Field(description="why it is there")
-    values: dict[str, tuple[float, float]] = Field(
-        description="mean and standard deviation by property, eV or Bohr magneton"
-    )
+    values: dict[str, Predicted] = Field(description="by property")
 
 
 class Potential(BaseModel):
@@ -188,9 +193,7 @@ class CandidateDetail(BaseModel):
     sites: list[int]
     defects: list[str]
     multiplicity: int
-    values: dict[str, tuple[float, float]] = Field(
-        description="mean and standard deviation by property, eV or Bohr magneton"
-    )
+    values: dict[str, Predicted] = Field(description="by property")
 
 
 class WhyCandidate(BaseModel):
@@ -276,7 +279,7 @@ def get_ranking(session: Transaction, _: Reader, ranking: RankingName) -> Rankin
             RankedRow(
                 **{name: row[name] for name in RankedRow.model_fields if name not in ("campaign", "values")},
                 campaign=places[row["place"]]["campaign"],
-                values={name: value[:2] for name, value in row["values"].items()},
+                values={name: Predicted(mean=mean, std=std) for name, (mean, std, _) in row["values"].items()},
             )
             for row in found.rows
         ],
@@ -323,7 +326,8 @@ def get_candidate(session: Transaction, _: Reader, campaign: CampaignName, candi
     return CandidateDetail(
         campaign=campaign, candidate=candidate, host=supercell.host.name, supercell=supercell.label,
         configuration=found.configuration.composition, sites=list(found.configuration.sites), defects=defects,
-        multiplicity=found.multiplicity, values=dict(found.predictions),
+        multiplicity=found.multiplicity,
+        values={name: Predicted(mean=mean, std=std) for name, (mean, std) in found.predictions.items()},
     )  # fmt: skip
 
 
@@ -377,7 +381,7 @@ def ranked_row(row: dict[str, Any], campaign: str | None) -> RankedRow:
     """A row of a ranked table."""
     named = {name: row[name] for name in RankedRow.model_fields if name in row}
     values = {
-        name.removesuffix("_mean"): (value, row[name.removesuffix("mean") + "std"])
+        name.removesuffix("_mean"): Predicted(mean=value, std=row[name.removesuffix("mean") + "std"])
         for name, value in row.items()
         if name.endswith("_mean")
     }
