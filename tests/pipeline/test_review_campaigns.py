@@ -14,7 +14,7 @@ from screening.database.query_sql import compile_query, to_sql
 from screening.database.query_terms import Branch
 from screening.database.session import session_scope
 from screening.errors import CountMismatchError
-from screening.pipeline import campaigns, rounds, scanning
+from screening.pipeline import campaigns, round_pools, rounds, scanning
 from screening.pipeline.campaigns import CampaignRequest
 from tests.pipeline.made_campaigns import scan_waiting
 from tests.pipeline.test_rounds import scored
@@ -38,7 +38,7 @@ def test_the_best_is_among_the_likeliest_however_many_are_as_likely(
 ) -> None:
     """Where no window is given all are equally likely, and those of the last chunks would never be proposed."""
     scored(session, std=0.01)
-    monkeypatch.setattr(rounds, "POOL_ROWS", 3)
+    monkeypatch.setattr(round_pools, "POOL_ROWS", 3)
     (first,) = rounds.propose(session, DesignQuery(host="MoS2", direction=direction), n=1)
     best = func.min if direction == "lowest" else func.max
     mean = tables.Candidate.formation_energy_per_site_mean
