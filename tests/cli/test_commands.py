@@ -233,8 +233,14 @@ def test_a_faulty_option_of_a_design_query_is_named() -> None:
         build_query(host="MoS2", window=["1:2"])
 
 
-@pytest.mark.parametrize("option", [("--gap", "1:1.2"), ("--window", "homo=:1"), ("--sort", "lumo"), ("--highest",)])
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--gap", "1:1.2"), ("--window", "homo=:1"), ("--sort", "lumo"), ("--highest",), ("--closest", "0"),
+        ("--mu", "S-rich"), ("--temperature", "300"),
+    ],
+)  # fmt: skip
 def test_what_serves_the_model_serves_no_query(option: tuple[str, ...], tmp_path: Path) -> None:
     finished = screening("next", "--host", "MoS2", "--learn", *option, home=tmp_path)
     assert finished.returncode == 1
-    assert "leave --gap, --window, --sort and --highest out" in finished.stderr
+    assert "leave --gap, --window, --mu, --temperature, --sort, --highest and --closest out" in finished.stderr
