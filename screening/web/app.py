@@ -25,6 +25,7 @@ from screening.web import api, documentation, health, login, metrics, pages
 from screening.web.access import RateLimits
 from screening.web.error_answers import add_handlers
 from screening.web.middleware import DeclaredLength, EntityTags, RequestLog
+from screening.web.optimade import routes
 from screening.web.server import N_THREADS, Server
 from screening.web.templating import STATIC
 
@@ -83,7 +84,7 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
 
 
 def _add_routes(app: FastAPI) -> None:
-    for module in (health, metrics, login, documentation, api, pages):
+    for module in (health, metrics, login, documentation, api, routes, pages):
         app.include_router(module.router)
 
     @app.get("/static/plotly.min.js", include_in_schema=False)

@@ -69,6 +69,12 @@ def answer(
             request, "problem.html", status=status, code=int(status), title=title, detail=detail,
             request_id=request_id, headers=headers,
         )  # fmt: skip
+    if request.url.path.startswith("/optimade"):
+        errors = [{"status": str(int(status)), "title": title, "detail": detail}]
+        return JSONResponse(
+            {"errors": errors, "meta": {"request_id": request_id}}, status, headers=dict(headers or {}),
+            media_type="application/vnd.api+json",
+        )  # fmt: skip
     content = {
         "type": "about:blank", "title": title, "status": status, "detail": detail, "request_id": request_id, **further,
     }  # fmt: skip
