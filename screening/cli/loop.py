@@ -189,6 +189,7 @@ def _print_end(project: Project, table: Path, plot: Path, seconds: float) -> Non
     print(f"\ntable  {table}\nplot   {plot}")
     print(f"left running: {without_password(project.addresses.database_url)}, its broker and its workers")
     print("`.venv/bin/screening status` shows them, `.venv/bin/screening down` or `make stop` stops them")
+    print("in a browser: `.venv/bin/screening up` starts the pages, `.venv/bin/screening token create me` lets you in")
     print(f"done in {seconds:.0f} s; another run adds another round")
 
 

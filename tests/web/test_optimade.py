@@ -60,7 +60,7 @@ def test_the_validator_passes(open_app: FastAPI) -> None:
     results = validator.results
     assert results.failure_count == 0, results.failure_messages
     assert results.internal_failure_count == 0, results.internal_failure_messages
-    assert results.success_count > 50
+    assert results.success_count > 35
 
 
 def test_a_structure_is_written_as_the_specification_says(entries: list[Entry]) -> None:
