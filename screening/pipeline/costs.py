@@ -15,7 +15,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from screening.database import tables
-from screening.defects.enumeration import SearchSpace, enumerate_chunk, plan_chunks
+from screening.defects.enumeration import Block, SearchSpace, enumerate_chunk, plan_chunks
 from screening.defects.symmetry import Symmetry
 
 # bytes on disk of a row by pg_total_relation_size: tests/benchmarks/bench_disk.py
@@ -81,10 +81,19 @@ def timed_scoring_seconds(
     model = session.get_one(tables.TrainedModel, model_id)
     assert model.weights is not None
     ensemble = ensemble_from_bytes(model.weights)
-    largest = replace(space, min_defects=space.sizes[-1])
-    first = plan_chunks(largest, symmetry)[0]
-    block = next(enumerate_chunk(largest, symmetry, first, block_rows=SCORED_ROWS))
+    block = _largest_block(space, symmetry)
+    if block is None:
+        return 0.0
     score_block(ensemble, space.supercell, block.sites[:1], block.defect_types[:1])  # compiled, or loaded
     started = time.perf_counter()
     score_block(ensemble, space.supercell, block.sites, block.defect_types)
     return n_candidates * (time.perf_counter() - started) / len(block)
+
+
+def _largest_block(space: SearchSpace, symmetry: Symmetry) -> Block | None:
+    """Some configurations with as many defects as there are any of; the limits may forbid the largest size."""
+    for chunk in sorted(plan_chunks(space, symmetry), key=lambda chunk: -chunk.n_defects):
+        block = next(enumerate_chunk(space, symmetry, chunk, block_rows=SCORED_ROWS), None)
+        if block is not None and len(block):
+            return block
+    return None

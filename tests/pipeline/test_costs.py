@@ -143,3 +143,11 @@ def test_a_model_that_has_scored_nothing_is_timed_on_candidates_of_the_largest_s
     monkeypatch.setattr(costs.time, "perf_counter", lambda: float(next(ticks)))  # the scoring takes a second
     found = costs.timed_scoring_seconds(session, model.id, space, stored.symmetry, 10_000)
     assert found == pytest.approx(10_000 / n_of_two)
+
+
+def test_a_model_is_timed_on_smaller_candidates_where_the_largest_are_forbidden(session: Session) -> None:
+    types = parse_defect_types("v_S,Se_S,v_Mo")
+    stored = add_supercell(session, Supercell.parse(catalogue_host("MoS2"), "4x4"))
+    model = add_trained(session, stored, train_small(), types)
+    space = SearchSpace(stored.supercell, types, 3, limits=Limits(min_separation=50.0))
+    assert costs.timed_scoring_seconds(session, model.id, space, stored.symmetry, 3) > 0.0

@@ -185,6 +185,7 @@ def test_a_campaign_is_planned_started_paused_and_cancelled(submitter: TestClien
     assert submitter.post(f"{path}/resume").json()["state"] == "running"
     assert submitter.post(f"{path}/cancel").json()["state"] == "cancelled"
     assert submitter.get(path).json()["search_space"] == "exactly 3 of v_S, Se_S"
+    assert submitter.get(f"{path}/events").text.endswith("event: over\ndata: {}\n\n")
     assert submitter.delete(path).status_code == 403
     assert admin.delete(path).status_code == 204
     assert submitter.get(path).status_code == 404

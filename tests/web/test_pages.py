@@ -6,6 +6,7 @@ import io
 import re
 import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
@@ -15,6 +16,7 @@ from sqlalchemy import Engine
 
 from screening.database.session import session_scope
 from screening.database.tokens import add_token
+from screening.web import templating
 from tests.web.conftest import ADDRESS
 from tests.web.made_project import Made, scan_all
 
@@ -104,6 +106,19 @@ def test_a_screening_is_started_and_its_progress_comes_as_events(
     again = send(browser, "/screening/new", **fields, name="other", do="start")
     assert again.status_code == 422
     assert "this campaign exists as" in again.text
+
+
+def test_where_node_is_absent_pages_do_without_its_scripts(
+    browser: TestClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(templating, "VENDOR", tmp_path)
+    for path in ("/", "/hosts/MoS2", "/screening/new", "/candidates/pairs/10000003", "/rounds", "/docs"):
+        answer = browser.get(path)
+        assert answer.status_code == 200
+        assert "/static/vendor/" not in answer.text
+        assert "hx-get" not in answer.text
+    assert 'class="supercell"' in browser.get("/hosts/MoS2").text
+    assert "/api/v1/designs/run" in browser.get("/docs").text
 
 
 def test_a_campaign_is_paused_resumed_cancelled_and_deleted_by_its_name(browser: TestClient) -> None:

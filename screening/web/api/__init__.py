@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from screening.web.api import campaigns, designs, hosts, models, rounds, uploads
+from screening.web.api import campaigns, candidates, designs, hosts, models, rounds, uploads
 
 router = APIRouter(prefix="/api/v1")
-for module in (hosts, campaigns, models, designs, rounds, uploads):
+for module in (hosts, campaigns, models, designs, candidates, rounds, uploads):
     router.include_router(module.router)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Request
 from fastapi.encoders import jsonable_encoder
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
@@ -17,6 +18,7 @@ from screening.pipeline.campaigns import CampaignRequest
 from screening.pipeline.space_requests import SpaceRequest, known_host, model_id_for, space_of
 from screening.web.access import Admin, Reader, Submitter
 from screening.web.api.answers import PROBLEMS
+from screening.web.campaign_events import events_answer
 from screening.web.design_fields import read_design
 from screening.web.idempotency import OncePerKey
 from screening.web.server import Transaction, tell_workers
@@ -136,6 +138,15 @@ def get_campaign(session: Transaction, _: Reader, campaign: CampaignName) -> Cam
         search_space=of["search_space"], query=of["query"],
         worker_rows=[WorkerRow.model_validate(row) for row in workers_of(session, found.id)],
     )  # fmt: skip
+
+
+@router.get(
+    "/{campaign}/events", response_class=StreamingResponse,
+    responses={200: {"content": {"text/event-stream": {}}, "description": "the last event is `over`"}},
+)  # fmt: skip
+def follow_campaign(request: Request, session: Transaction, _: Reader, campaign: CampaignName) -> StreamingResponse:
+    """Progress as server-sent events, one whenever something has changed, until the campaign is over."""
+    return events_answer(request, campaign_by_name(session, campaign).id)
 
 
 @router.post("", status_code=201, response_model=PlannedCampaign)

@@ -6,7 +6,6 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Request
-from fastapi.encoders import jsonable_encoder
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
@@ -15,8 +14,6 @@ from screening.database.design_query import DesignQuery
 from screening.errors import InputError
 from screening.pipeline.designs import RankedTable, explain_design_query, run_design_query, sql_of
 from screening.pipeline.export_sources import source_of_query, source_of_ranking
-from screening.pipeline.hosts import load_supercell
-from screening.pipeline.provenance import FoundCandidate, defects_of, find_candidate, why
 from screening.pipeline.ranking_changes import compare_rankings
 from screening.pipeline.rankings import find_ranking, list_rankings, load_ranking, store_ranking
 from screening.web.access import Reader, Submitter
@@ -25,7 +22,6 @@ from screening.web.design_fields import MOST_ROWS, read_design
 from screening.web.exports import ExportFormat, export_answer
 from screening.web.idempotency import OncePerKey
 from screening.web.server import Transaction
-from screening.web.structures import Format, structure_answer
 
 router = APIRouter(tags=["designs"], responses=PROBLEMS)
 
@@ -182,31 +178,6 @@ class Changes(BaseModel):
     rows: list[ChangedRow]
 
 
-class CandidateDetail(BaseModel):
-    """A candidate and what is predicted of it."""
-
-    campaign: str
-    candidate: int
-    host: str
-    supercell: str
-    configuration: str
-    sites: list[int]
-    defects: list[str]
-    multiplicity: int
-    values: dict[str, Predicted] = Field(description="by property")
-
-
-class WhyCandidate(BaseModel):
-    """What a prediction comes from; the rows are those of `screening why --json`."""
-
-    versions: list[dict[str, Any]] = Field(description="the model and what it goes back to, newest first")
-    calculated: dict[str, Any] | None = Field(description="the result of this very configuration")
-    nearest: list[dict[str, Any]] = Field(description="results it learnt from that are most like it")
-    n_learnt: int
-    sources: list[dict[str, Any]] = Field(description="files and data sets of all that was learnt")
-    retracted: list[int] = Field(description="results that the model rests on and that were withdrawn since")
-
-
 @router.post("/designs/run")
 def run_design(session: Transaction, _: Reader, design: DesignPage) -> Ranked:
     """Rank the scored candidates that have the properties that are wanted, a page at a time."""
@@ -317,38 +288,6 @@ def export_ranking(
     return export_answer(request, source_of_ranking(session, ranking), format, name=f"ranking-{ranking}")
 
 
-@router.get("/candidates/{campaign}/{candidate}")
-def get_candidate(session: Transaction, _: Reader, campaign: CampaignName, candidate: CandidateId) -> CandidateDetail:
-    """A candidate with its predictions."""
-    found = find_candidate(session, str(candidate), campaign)
-    supercell = load_supercell(session, found.supercell_id).supercell
-    defects = [defect.split("@")[0] for defect in _defects(found)]
-    return CandidateDetail(
-        campaign=campaign, candidate=candidate, host=supercell.host.name, supercell=supercell.label,
-        configuration=found.configuration.composition, sites=list(found.configuration.sites), defects=defects,
-        multiplicity=found.multiplicity,
-        values={name: Predicted(mean=mean, std=std) for name, (mean, std) in found.predictions.items()},
-    )  # fmt: skip
-
-
-@router.get("/candidates/{campaign}/{candidate}/why")
-def get_why(session: Transaction, _: Reader, campaign: CampaignName, candidate: CandidateId) -> WhyCandidate:
-    """From a prediction to its model, the results that it learnt from, and their files."""
-    found = why(session, find_candidate(session, str(candidate), campaign), n_nearest=N_NEAREST)
-    return WhyCandidate(**{name: jsonable_encoder(getattr(found, name)) for name in WhyCandidate.model_fields})
-
-
-@router.get("/candidates/{campaign}/{candidate}/structure", response_class=Response)
-def get_structure(
-    session: Transaction, _: Reader, campaign: CampaignName, candidate: CandidateId,
-    format: Annotated[Format, Query(description="json is that of pymatgen")] = "poscar",
-) -> Response:  # fmt: skip
-    """The unrelaxed structure of a candidate as a file."""
-    found = find_candidate(session, str(candidate), campaign)
-    supercell = load_supercell(session, found.supercell_id).supercell
-    return structure_answer(supercell, found.configuration, format, name=f"{campaign}-{candidate}")
-
-
 def ask(session: Session, design: DesignPage) -> RankedTable:
     """A page of a design query.
 
@@ -397,7 +336,3 @@ def _potentials(table: RankedTable) -> list[Potential]:
         for answer in table.answers
         for element, potential in answer.potentials.items()
     ]  # fmt: skip
-
-
-def _defects(found: FoundCandidate) -> tuple[str, ...]:
-    return defects_of(found.configuration.sites, found.configuration.defect_types)

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-from collections.abc import AsyncIterator
-from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Form, Request
-from fastapi.encoders import jsonable_encoder
-from fastapi.responses import RedirectResponse, Response, StreamingResponse
+from fastapi.responses import RedirectResponse, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
-from starlette.concurrency import run_in_threadpool
 
 from screening.database import tables
-from screening.database.campaigns import CampaignProgress, partition_bytes, progress_of, workers_of
+from screening.database.campaigns import partition_bytes, progress_of, workers_of
 from screening.database.queries import campaign_by_name
 from screening.errors import InputError
 from screening.pipeline import campaigns, plans
 from screening.web.access import Admin, Reader, Submitter
 from screening.web.api.campaigns import change
-from screening.web.server import Server, Transaction, server_of
+from screening.web.campaign_events import events_answer
+from screening.web.server import Transaction
 from screening.web.templating import render
 
 router = APIRouter()
-
-_TICK_S = 1.0
-_LONGEST_S = 3600.0  # of one connection; the browser opens the next by itself
-_STATES = ("waiting", "running", "finished", "failed", "planned")
 
 
 @router.get("/campaigns")
@@ -47,10 +38,7 @@ def show_campaign(request: Request, session: Transaction, _: Reader, campaign: s
 @router.get("/campaigns/{campaign}/events")
 def follow_campaign(request: Request, session: Transaction, _: Reader, campaign: str) -> Response:
     """Progress as server-sent events: one whenever something has changed, until the campaign is over."""
-    campaign_id = campaign_by_name(session, campaign).id
-    events = _events(request, server_of(request), campaign_id)
-    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+    return events_answer(request, campaign_by_name(session, campaign).id)
 
 
 @router.post("/campaigns/{campaign}/delete")
@@ -107,30 +95,3 @@ def _failures(session: Session, campaign_id: int) -> list[tuple[int, str | None]
     failed = (chunk.campaign_id == campaign_id, chunk.state == "failed")
     rows = session.execute(select(chunk.number, chunk.error).where(*failed).order_by(chunk.number).limit(10))
     return [(number, error) for number, error in rows]
-
-
-async def _events(request: Request, server: Server, campaign_id: int) -> AsyncIterator[str]:
-    """Events of a campaign; each look is a short transaction in a thread, between which nothing is held."""
-    last: dict[str, Any] | None = None
-    clock = asyncio.get_running_loop()
-    until = clock.time() + _LONGEST_S
-    while clock.time() < until and not await request.is_disconnected():
-        found = await run_in_threadpool(_look, server, campaign_id)
-        if found is None:
-            yield "event: over\ndata: {}\n\n"
-            return
-        shown = jsonable_encoder(asdict(found))
-        if shown != last:
-            yield f"data: {json.dumps(shown)}\n\n"
-            last = shown
-        else:
-            yield ": still there\n\n"
-        if found.is_over and found.chunks_running == 0:
-            yield "event: over\ndata: {}\n\n"
-            return
-        await asyncio.sleep(_TICK_S)
-
-
-def _look(server: Server, campaign_id: int) -> CampaignProgress | None:
-    with server.transaction(read_only=True) as session:
-        return next(iter(progress_of(session, campaign_id)), None)
