@@ -50,8 +50,8 @@ def supercell_svg(supercell: Supercell, configuration: Configuration | None = No
     for site in np.argsort(supercell.positions[:, depth] * (1 if view == "top" else -1), kind="stable"):
         if site not in defects:
             body.append(_atom(spots[site], radius, colours[supercell.species[site]]))
-    for site, code in defects.items():
-        body.append(_defect(spots[site], radius, DefectType.from_code(code), colours))
+    for site, height in _label_heights({site: float(spots[site][0]) for site in defects}, 4.5 * radius).items():
+        body.append(_defect(spots[site], radius, DefectType.from_code(defects[site]), colours, height=height))
     title = f"{supercell.host.name} {supercell.label} from the {view}"
     said = configuration.composition if configuration and configuration.n_defects else "no defects"
     return Markup(  # noqa: S704  # every text is escaped, the rest are numbers
@@ -108,13 +108,27 @@ def _atom(spot: NDArray[np.float64], radius: float, colour: int) -> str:
     return f'<circle class="atom species-{colour}" cx="{spot[0]:.1f}" cy="{spot[1]:.1f}" r="{radius:.1f}"/>'
 
 
-def _defect(spot: NDArray[np.float64], radius: float, defect_type: DefectType, colours: dict[str, int]) -> str:
+def _label_heights(across: dict[int, float], width: float) -> dict[int, int]:
+    """On which line above its defect each label stands, so that neighbours do not cover each other."""
+    ends: list[float] = []
+    heights = {}
+    for site, x in sorted(across.items(), key=lambda place: place[1]):
+        height = next((line for line, end in enumerate(ends) if x - end >= width), len(ends))
+        ends[height : height + 1] = [x]
+        heights[site] = height
+    return heights
+
+
+def _defect(
+    spot: NDArray[np.float64], radius: float, defect_type: DefectType, colours: dict[str, int], *, height: int
+) -> str:
     x, y = spot
+    size = max(1.2 * radius, 16)
     kind = "vacancy" if defect_type.added is None else "substitution"
     inside = "" if defect_type.added is None else _atom(spot, radius, colours[defect_type.added])
     return (
         f'<g class="defect {kind}"><title>{escape(defect_type.name)}</title>{inside}'
         f'<circle class="ring" cx="{x:.1f}" cy="{y:.1f}" r="{1.25 * radius:.1f}"/>'
-        f'<text x="{x:.1f}" y="{y - 1.5 * radius:.1f}" font-size="{max(1.2 * radius, 16):.0f}">'
+        f'<text x="{x:.1f}" y="{y - 1.5 * radius - height * size:.1f}" font-size="{size:.0f}">'
         f"{escape(defect_type.name)}</text></g>"
     )

@@ -142,6 +142,7 @@ def test_the_story_from_a_host_to_a_ranking_to_results_to_a_new_model(page: Page
     page.get_by_label("from", exact=True).first.fill("0.0")
     page.get_by_label("Least probability that all hold").fill("0")
     page.get_by_role("button", name="Search").click()
+    expect(page).to_have_url(re.compile("low1=0.0.*confidence=0"))
     expect(page.locator("#plot .main-svg").first).to_be_visible()
     expect(page.locator("#plot-note")).to_contain_text("rows of the query")
     rows = page.locator("tbody tr")

@@ -94,6 +94,6 @@ def _numbers(session: Session, campaigns: Any) -> list[tuple[str, int, str]]:
         ("hosts", count(tables.Host), "/hosts"),
         ("DFT results", count(tables.CalculationResult, retracted.is_(None)), "/rounds"),
         ("trained models", count(tables.TrainedModel, tables.TrainedModel.state == "finished"), "/models"),
-        ("candidates scored", sum(row.candidates_done for row in campaigns if row.model), "/campaigns"),
+        ("scored candidates", sum(row.candidates_done for row in campaigns if row.model), "/campaigns"),
         ("rankings", count(tables.Ranking), "/rankings"),
     ]

@@ -8,6 +8,12 @@ async function show(place) {
   const viewer = window.$3Dmol.createViewer(place, { backgroundColor: background, antialias: true });
   viewer.addModel(text, "xyz");
   viewer.setStyle({}, { sphere: { scale: 0.3 }, stick: { radius: 0.12 } });
+  for (const entry of document.querySelectorAll(".legend li")) {
+    const atom = entry.querySelector(".atom[class*=species]"); // in the colours of the drawings
+    if (!atom || atom.closest(".defect")) continue;
+    const color = getComputedStyle(atom).fill;
+    viewer.setStyle({ elem: entry.textContent.trim() }, { sphere: { scale: 0.3, color }, stick: { radius: 0.12, color } });
+  }
   viewer.zoomTo();
   viewer.render();
 }
