@@ -5,9 +5,10 @@ and the magnetisation of a spin-polarised run. A run that did not converge, whos
 short is read, but with a problem instead of an energy: a file says what is calculated, and how, before its first
 ionic step. One that is cut short before that is an error.
 
-What makes energies comparable is read as well: functional, cutoff, spin, spin-orbit coupling, k-points, and for each
-element its pseudopotential and Hubbard U. The level of theory is made of the former; the latter are kept in its
-settings by element, since runs of one level need not hold the same elements (`agree`).
+What makes energies comparable is read as well: functional, cutoff, spin, spin-orbit coupling, k-points, precision of
+the grids, projection, smearing, and for each element its pseudopotential and Hubbard U. The level of theory is made of
+the former; the latter are kept in its settings by element, since runs of one level need not hold the same elements
+(`agree`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import re
 import tempfile
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -43,6 +44,9 @@ CUT_SHORT = "it is cut short"  # begins the problem of such a run
 _SAME_CHARGE = 1e-3  # electrons
 _BULK_SYMPREC = 0.02  # angstrom; a relaxed bulk supercell keeps its translations far better, a defect breaks them
 _PER_ELEMENT = ("pseudopotentials", "hubbard_u")
+_PRECISIONS = ("normal", "accurate", "single", "singlen", "low", "medium", "high")
+_LATER = ("precision", "real_space_projection", "smearing")
+"""Settings that levels stored by earlier versions do not have; such a level agrees with any, and learns them."""
 _TYPE_ROW = re.compile(r"<rc><c>\s*(\d+)\s*</c><c>[^<]*</c><c>[^<]*</c><c>\s*([\d.]+)\s*</c><c>[^<]*</c></rc>")
 
 
@@ -116,7 +120,8 @@ def differences(run: LevelOfTheory, reference: LevelOfTheory) -> list[str]:
     if run.functional != reference.functional:
         found.append(f"functional {run.functional} against {reference.functional}")
     ours, theirs = dict(run.settings), dict(reference.settings)
-    for key in sorted((ours.keys() | theirs.keys()) - set(_PER_ELEMENT)):
+    unknown = {key for key in _LATER if key not in ours or key not in theirs}
+    for key in sorted((ours.keys() | theirs.keys()) - set(_PER_ELEMENT) - unknown):
         if ours.get(key) != theirs.get(key):
             found.append(f"{key} {_shown(ours.get(key))} against {_shown(theirs.get(key))}")
     for kind in _PER_ELEMENT:
@@ -129,7 +134,8 @@ def differences(run: LevelOfTheory, reference: LevelOfTheory) -> list[str]:
 
 def agree(one: Mapping[str, Any], other: Mapping[str, Any]) -> int | None:
     """How many elements the settings of two levels share; None if they disagree on anything."""
-    if _shared(one) != _shared(other):
+    unknown = {key for key in _LATER if key not in one or key not in other}
+    if _shared(one, unknown) != _shared(other, unknown):
         return None
     for kind in _PER_ELEMENT:
         both = one[kind].keys() & other[kind].keys()
@@ -140,7 +146,8 @@ def agree(one: Mapping[str, Any], other: Mapping[str, Any]) -> int | None:
 
 def merge(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of two levels that agree, with the elements of both."""
-    return {**one, **{kind: {**one[kind], **other[kind]} for kind in _PER_ELEMENT}}
+    later = {key: other[key] for key in _LATER if key in other}
+    return {**one, **later, **{kind: {**one[kind], **other[kind]} for kind in _PER_ELEMENT}}
 
 
 def host_of_bulk(structure: Structure, name: str | None = None) -> Host | None:
@@ -234,11 +241,26 @@ def _level_of(run: Vasprun) -> LevelOfTheory:
         "dispersion": int(run.incar.get("IVDW", 0)),
         "aspherical": bool(run.incar.get("LASPH", False)),
         "k_points": _k_points(run),
+        "precision": _precision(str(parameters.get("PREC", "Normal"))),
+        "real_space_projection": bool(parameters.get("LREAL", False)),
+        "smearing": _smearing(parameters),
         "pseudopotentials": dict(zip(symbols, run.potcar_symbols, strict=True)),
         "hubbard_u": {symbol: float(u.get(symbol, 0.0)) for symbol in symbols},
     }
     functional = str(run.run_type)
     return LevelOfTheory(f"VASP {functional} {settings['cutoff']:g} eV", "VASP", functional, settings)
+
+
+def _precision(text: str) -> str:
+    """PREC in full: VASP keeps its first six letters."""
+    short = text.strip().lower()
+    return next((name for name in _PRECISIONS if short and name.startswith(short)), short)
+
+
+def _smearing(parameters: Mapping[str, Any]) -> list[float]:
+    """ISMEAR and SIGMA, eV; the tetrahedron methods have no width."""
+    kind = int(parameters.get("ISMEAR", 1))
+    return [kind, 0.0 if kind <= -4 else float(parameters.get("SIGMA", 0.2))]
 
 
 def _k_points(run: Vasprun) -> str:
@@ -249,8 +271,8 @@ def _k_points(run: Vasprun) -> str:
     return f"{points.style.name.lower()} {listed} shift {shift}"
 
 
-def _shared(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key not in _PER_ELEMENT}
+def _shared(settings: Mapping[str, Any], without: Collection[str]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in _PER_ELEMENT and key not in without}
 
 
 def _properties(run: Vasprun) -> dict[str, float]:

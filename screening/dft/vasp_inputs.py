@@ -1,10 +1,11 @@
 """VASP inputs of a configuration: POSCAR, INCAR, KPOINTS and the names of its pseudopotentials.
 
 The inputs are those of a level of theory, so that the run's result is at that level: what `screening.dft.vasp` reads
-from a run (functional, cutoff, spin, spin-orbit coupling, exact exchange, dispersion, k-points, pseudopotentials,
-Hubbard U) is written here from the level's settings. Everything that a level leaves open is that of pymatgen's
-MPRelaxSet (https://docs.materialsproject.org), but with the cell kept as it is, Gaussian smearing and convergence
-that does not depend on the number of atoms, since a defect in a supercell is relaxed in the cell of its host.
+from a run (functional, cutoff, spin, spin-orbit coupling, exact exchange, dispersion, k-points, precision, projection,
+smearing, pseudopotentials, Hubbard U) is written here from the level's settings. Everything that a level leaves open
+is that of pymatgen's MPRelaxSet (https://docs.materialsproject.org), but with the cell kept as it is, Gaussian
+smearing and convergence that does not depend on the number of atoms, since a defect in a supercell is relaxed in the
+cell of its host.
 
 POTCARs are licensed, so only their names are written: `POTCAR.spec` has one symbol a line, in the order of POSCAR.
 """
@@ -37,11 +38,12 @@ _HYBRID = ("HSE06", "HSE03", "PBEO or other Hybrid Functional")  # PBEO: pymatge
 _PER_ELEMENT = ("pseudopotentials", "hubbard_u")
 _NEEDED = ("cutoff", "spin_polarised", "k_points", "pseudopotentials")
 _SETTINGS = (
-    *_NEEDED, "spin_orbit", "exact_exchange", "dispersion", "aspherical", "hubbard_u", "k_point_weights", "incar",
+    *_NEEDED, "spin_orbit", "exact_exchange", "dispersion", "aspherical", "precision", "real_space_projection",
+    "smearing", "hubbard_u", "k_point_weights", "incar",
 )  # fmt: skip
 _DECIDED = {
     "ENCUT", "ISPIN", "LSORBIT", "LNONCOLLINEAR", "LHFCALC", "AEXX", "HFSCREEN", "IVDW", "LASPH", "GGA", "METAGGA",
-    "LDAU", "LDAUU", "LDAUJ", "LDAUL", "LDAUTYPE", "KSPACING", "KGAMMA", "NELECT",
+    "LDAU", "LDAUU", "LDAUJ", "LDAUL", "LDAUTYPE", "KSPACING", "KGAMMA", "NELECT", "PREC", "LREAL",
 }  # fmt: skip
 _RELAXATION: Mapping[str, Any] = {
     "ISIF": 2, "ISMEAR": 0, "SIGMA": 0.05, "LREAL": "Auto", "LWAVE": False,
@@ -219,9 +221,23 @@ def _level_tags(elements: tuple[str, ...], level: LevelOfTheory, settings: Mappi
         "LSORBIT": True if settings.get("spin_orbit") else None,
         "IVDW": int(settings.get("dispersion", 0)) or None,
         **({"LASPH": bool(settings["aspherical"])} if "aspherical" in settings else {}),
+        **_numerical_tags(settings),
         **_functional_tags(level, float(exact_exchange), float(screening)),
         **_hubbard_tags(elements, settings.get("hubbard_u", {})),
     }
+
+
+def _numerical_tags(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Grids, projection and smearing, as far as the level says them."""
+    tags: dict[str, Any] = {}
+    if "precision" in settings:
+        tags["PREC"] = str(settings["precision"]).capitalize()
+    if "real_space_projection" in settings:
+        tags["LREAL"] = "Auto" if settings["real_space_projection"] else False
+    if "smearing" in settings:
+        kind, width = settings["smearing"]
+        tags |= {"ISMEAR": int(kind), "SIGMA": float(width) or None}
+    return tags
 
 
 def _functional_tags(level: LevelOfTheory, exact_exchange: float, screening: float) -> dict[str, Any]:

@@ -24,9 +24,9 @@ from screening.settings import Settings, load_settings
 from screening.web import api, documentation, health, login, metrics, pages
 from screening.web.access import RateLimits
 from screening.web.error_answers import add_handlers
-from screening.web.middleware import DeclaredLength, EntityTags, RequestLog
+from screening.web.middleware import DeclaredLength, EntityTags, RequestLog, Turns
 from screening.web.optimade import routes
-from screening.web.server import N_THREADS, Server
+from screening.web.server import N_AT_ONCE, N_THREADS, Server
 from screening.web.templating import STATIC
 
 _DESCRIPTION = """Screens combinations of point defects in 2D materials. Energies are in eV, lengths in angstrom,
@@ -77,6 +77,7 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "If-None-Match"],
             expose_headers=["ETag"],
         )  # fmt: skip
+    app.add_middleware(Turns, at_once=N_AT_ONCE)
     longest = int(settings.web_upload_mb * 1e6)
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=longest)
     app.add_middleware(DeclaredLength, longest=longest)

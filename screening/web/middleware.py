@@ -12,6 +12,7 @@ import time
 import uuid
 from http import HTTPStatus
 
+import anyio
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -32,6 +33,7 @@ _SECURITY = {
         "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
     ),
 }
+_ENDLESS = "/events"
 _TAGGED = ("/api/", "/optimade/")
 _LONGEST_TAGGED = 4 * 2**20  # bytes; longer answers go out as they come
 
@@ -72,6 +74,29 @@ class RequestLog:
                 "%s %s %s %d %.0f ms %s", request_id, scope["method"], scope["path"], status, 1000 * seconds,
                 (scope.get("client") or ("?",))[0],
             )  # fmt: skip
+
+
+class Turns:
+    """Lets so many requests in at a time; the others wait for their turn, in their order.
+
+    A request holds its connection to the database between the threads that work on it. More of them at once than
+    there are connections would wait for each other. Events are no turn: they hold nothing between two looks.
+    """
+
+    def __init__(self, app: ASGIApp, at_once: int) -> None:
+        self.app = app
+        self.at_once = at_once
+        self._turns: anyio.Semaphore | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        if scope["type"] != "http" or scope["path"].endswith(_ENDLESS) or scope["path"].startswith("/static/"):
+            await self.app(scope, receive, send)
+            return
+        if self._turns is None:  # it belongs to the loop that runs
+            self._turns = anyio.Semaphore(self.at_once)
+        async with self._turns:
+            await self.app(scope, receive, send)
 
 
 class DeclaredLength:

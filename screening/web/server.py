@@ -18,7 +18,9 @@ from screening.pipeline.dispatch import Kind, announce
 from screening.services import addresses
 from screening.settings import Settings
 
-N_THREADS = 40  # of requests that are answered at the same time; the rest wait
+N_AT_ONCE = 20  # requests that are worked on at the same time; the rest wait
+N_THREADS = 40  # that work on them, and look for whom events are told
+_N_CONNECTIONS = 2 * N_AT_ONCE + 10  # who asks is looked up in a transaction of its own
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _ANNOUNCED = "announced"
 
@@ -35,10 +37,11 @@ class Server:
 
     @classmethod
     def open(cls, settings: Settings) -> Server:
-        """An engine with one connection for each thread that answers requests."""
+        """An engine with as many connections as the requests at once may need."""
         found = addresses(settings)
         engine = create_engine(
-            found.database_url, pool_pre_ping=True, pool_size=N_THREADS, max_overflow=10, pool_timeout=10.0,
+            found.database_url, pool_pre_ping=True, pool_size=N_AT_ONCE, max_overflow=_N_CONNECTIONS - N_AT_ONCE,
+            pool_timeout=10.0,
             connect_args={"connect_timeout": 10, "application_name": "screening web"},
         )  # fmt: skip
         return cls(settings, engine, found.redis_url)

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import httpx2
+import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine
 
@@ -36,7 +37,7 @@ N_READERS = 200
 LOAD_S = 30.0
 GAP = "/explore?host=MoS2&window1=homo_lumo_gap_min&low1=1.0&high1=1.2"
 PAGES = {
-    "overview": "/", "campaigns": "/campaigns", "campaign": "/campaigns/five", "hosts": "/hosts", "host": "/hosts/MoS2",
+    "overview": "/", "campaigns": "/campaigns", "campaign": "/campaigns/five", "hosts": "/hosts",
     "explore, a gap, lowest energies": GAP, "explore, next page of it": GAP,
     "explore, two types": "/explore?host=MoS2&types=v_S,Se_S",
     "density and points": GAP.replace("explore", "explore/points") + "&x=homo_lumo_gap_min&y=formation_energy_per_site",
@@ -57,9 +58,10 @@ def bench_pages(measure: Measure, clean_services: Settings, clean_engine: Engine
     app.state.server.engine.dispose()
 
 
-def bench_readers(print_line: PrintLine, home: Path) -> None:
+def bench_readers(print_line: PrintLine, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests of two hundred readers for half a minute, alone and while the workers scan a campaign."""
-    settings = Settings(home=home, database_url=None, redis_url=None, device="cpu", web_rate="1000000/minute")
+    monkeypatch.setenv("SCREENING_WEB_RATE", "1000000/minute")  # for the process of the server
+    settings = Settings(home=home, database_url=None, redis_url=None, device="cpu")
     engine = make_engine(up(settings).database_url)
     migrate(engine)
     make_project(engine)

@@ -1,5 +1,6 @@
 import gzip
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,36 @@ def test_levels_that_differ_say_in_what(shared_data: Path, tmp_path: Path) -> No
         "cutoff 400 against 420",
         "pseudopotentials of N PAW_PBE N_s 07Sep2000 against PAW_PBE N 08Apr2002",
     ]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ((rb'(name="PREC">\s*)\w+', rb"\g<1>normal"), "precision normal against accurate"),
+        ((rb'(name="LREAL">\s*)F', rb"\g<1>T"), "real_space_projection True against False"),
+        ((rb'(name="SIGMA">\s*)0.05', rb"\g<1>0.20"), "smearing [0, 0.2] against [0, 0.05]"),
+    ],
+)
+def test_a_run_with_other_grids_projection_or_smearing_is_at_another_level(
+    shared_data: Path, tmp_path: Path, pattern: tuple[bytes, bytes], said: str
+) -> None:
+    level = read_vasprun(run_of(shared_data, "GaN_v_N/defect")).level
+    text = gzip.decompress(run_of(shared_data, "GaN_v_N/defect").read_bytes())
+    other = read_vasprun(written(tmp_path / "vasprun.xml", re.sub(*pattern, text))).level
+    assert level is not None
+    assert other is not None
+    assert differences(other, level) == [said]
+    assert agree(other.settings, level.settings) is None
+
+
+def test_a_level_that_was_stored_before_these_were_read_agrees_and_learns_them(shared_data: Path) -> None:
+    level = read_vasprun(run_of(shared_data, "GaN_v_N/defect")).level
+    assert level is not None
+    later = ("precision", "real_space_projection", "smearing")
+    before = {key: value for key, value in level.settings.items() if key not in later}
+    assert agree(before, level.settings) == 2
+    assert differences(level, replace(level, settings=before)) == []
+    assert merge(before, level.settings) == level.settings
 
 
 def test_a_metal_has_no_gap(shared_data: Path, tmp_path: Path) -> None:

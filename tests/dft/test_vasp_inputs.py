@@ -59,6 +59,9 @@ def test_inputs_of_a_runs_level_have_the_settings_of_that_run(
     assert incar["ENCUT"] == settings["cutoff"]
     assert (incar["ISPIN"] == 2) is settings["spin_polarised"]
     assert incar["LASPH"] is settings["aspherical"]
+    assert incar["PREC"].lower() == settings["precision"] == "accurate"
+    assert incar["LREAL"] is settings["real_space_projection"] is False  # though the default of inputs is Auto
+    assert [incar["ISMEAR"], incar["SIGMA"]] == settings["smearing"] == [0, 0.05]
     assert not incar.get("LDAU", False)
     points = Kpoints.from_file(tmp_path / "run" / "KPOINTS")
     assert (points.style.name, points.kpts) == ("Reciprocal", [(0.25, 0.25, 0.25)])
