@@ -116,7 +116,7 @@ def design(
         asked = find_query(session, campaign, **options | _first_page(options, campaign))
         if sql or explain:
             say = sql_of if sql else explain_design_query
-            print(say(session, asked, model_name=model, campaign_name=campaign))
+            print(say(session, asked, model_name=model, campaign_name=campaign, after=after))
             return
         table = run_design_query(session, asked, model_name=model, campaign_name=campaign, after=after)
         if save:

@@ -11,14 +11,27 @@ from screening.cli.options import AsJson, ModelName, SomeSupercell
 from screening.cli.output import print_json, progress_bar
 from screening.cli.project import Project
 from screening.cli.query_options import (
+    AllowedTypes,
+    Closest,
     Confidence,
+    Counts,
+    DensityText,
+    Farthest,
+    FewestDefects,
+    Forbidden,
     Gap,
     Highest,
+    LevelAsked,
     MostDefects,
     Mu,
+    Nearest,
+    Pareto,
     QueryFile,
+    Required,
     SomeHost,
     Sort,
+    Spin,
+    Temperature,
     Windows,
     find_query,
 )
@@ -54,12 +67,25 @@ def export(
     host: SomeHost = None,
     supercell: SomeSupercell = None,
     gap: Gap = None,
+    spin: Spin = None,
     window: Windows = None,
+    types: AllowedTypes = None,
+    require: Required = None,
+    forbid: Forbidden = None,
+    count: Counts = None,
+    min_defects: FewestDefects = None,
     max_defects: MostDefects = None,
+    density: DensityText = None,
+    min_separation: Nearest = None,
+    max_separation: Farthest = None,
     mu: Mu = None,
+    temperature: Temperature = None,
     sort: Sort = None,
     highest: Highest = False,
+    closest: Closest = None,
+    pareto: Pareto = None,
     confidence: Confidence = None,
+    level: LevelAsked = None,
     campaign: CampaignName = None,
     limit: Annotated[
         int | None, typer.Option("--limit", help="Rows at most; that of --query, or all that satisfy, if not given.")
@@ -76,14 +102,15 @@ def export(
     """Write a ranking, the rows of a design query, or of any SELECT: as a table, or as structures.
 
     Rows are streamed, so that there may be millions. Structures are the unrelaxed ones, with what is predicted beside
-    them. Without --ranking and --sql, the options are those of `screening design`; more of its fields go into the
-    file of --query.
+    them. Without --ranking and --sql, the options are those of `screening design`.
     """
     kind = kind_of(output, format_)
     options: dict[str, Any] = {
-        "query": query, "host": host, "supercell": supercell, "gap": gap, "window": window,
-        "max_defects": max_defects, "mu": mu, "sort": sort, "highest": highest, "confidence": confidence,
-        "limit": limit,
+        "query": query, "host": host, "supercell": supercell, "gap": gap, "spin": spin, "window": window,
+        "types": types, "require": require, "forbid": forbid, "count": count, "min_defects": min_defects,
+        "max_defects": max_defects, "density": density, "min_separation": min_separation,
+        "max_separation": max_separation, "mu": mu, "temperature": temperature, "sort": sort, "highest": highest,
+        "closest": closest, "pareto": pareto, "confidence": confidence, "level": level, "limit": limit,
     }  # fmt: skip
     given = [
         name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -183,6 +184,8 @@ def _print_results(results: Sequence[_Rows], *, as_csv: bool, as_json: bool) -> 
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return json.dumps(value)
     return float(value) if isinstance(value, Decimal) else value
 
 

@@ -33,6 +33,7 @@ def results_watch(
         float, typer.Option("--abandoned-after", help="Hours without a change after which a run was cut short.")
     ] = 6.0,
     level: Annotated[str | None, typer.Option("--level", help="Level of theory of extxyz, .db and CSV files.")] = None,
+    new_level: Annotated[bool, typer.Option("--new-level", help="Let the name of --level be a new one.")] = False,
     host: Annotated[str | None, typer.Option("--host", help="Host of the structures, where it is not clear.")] = None,
     mu: Annotated[
         list[str] | None, typer.Option("--mu", help="Chemical potential in eV per atom: Mg=-1.5; may be repeated.")
@@ -50,6 +51,8 @@ def results_watch(
     from screening.pipeline.space_requests import stored_host_name
     from screening.pipeline.watched_folders import look, watch_folder
 
+    if new_level and level is None:
+        raise InputError("--new-level says that the name of --level is new; give --level too")
     if interval <= 0 or abandoned <= 0:
         raise InputError("--interval and --abandoned-after are times; expected numbers above 0")
     potentials = dict(chemical_potential(text) for text in mu or ())
@@ -64,7 +67,7 @@ def results_watch(
             with progress_bar("results") as show:
                 seen = look(
                     project.engine, folder_id, now=time.time(), abandoned_s=3600 * abandoned,
-                    chemical_potentials=potentials, on_progress=show,
+                    chemical_potentials=potentials, new_level=new_level, on_progress=show,
                 )  # fmt: skip
             _print_seen(seen, as_json=as_json, is_only=once)
             if once:

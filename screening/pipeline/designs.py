@@ -94,24 +94,28 @@ def run_design_query(
 
 
 def sql_of(
-    session: Session, query: DesignQuery, *, model_name: str | None = None, campaign_name: str | None = None
-) -> str:
+    session: Session, query: DesignQuery, *, model_name: str | None = None, campaign_name: str | None = None,
+    after: str | None = None,
+) -> str:  # fmt: skip
     """The SELECT of a design query with its parameters in place, for the campaigns that answer it; nothing is run.
 
     Raises:
         InputError: as `run_design_query`.
     """
     answers = resolve(session, query, model_name=model_name, campaign_name=campaign_name)
-    return to_sql(compile_query(query, [answer.branch for answer in answers]))
+    branches = [answer.branch for answer in answers]
+    cursor = None if after is None else Cursor.decode(after, query, branches)
+    return to_sql(compile_query(query, branches, after=cursor))
 
 
 def explain_design_query(
-    session: Session, query: DesignQuery, *, model_name: str | None = None, campaign_name: str | None = None
-) -> str:
+    session: Session, query: DesignQuery, *, model_name: str | None = None, campaign_name: str | None = None,
+    after: str | None = None,
+) -> str:  # fmt: skip
     """How the database answers a design query, with times and numbers of rows; it is run for that.
 
     Raises:
         InputError: as `run_design_query`.
     """
-    statement = sql_of(session, query, model_name=model_name, campaign_name=campaign_name)
+    statement = sql_of(session, query, model_name=model_name, campaign_name=campaign_name, after=after)
     return "\n".join(session.scalars(text(f"EXPLAIN (ANALYZE, BUFFERS) {statement}")))

@@ -74,7 +74,8 @@ def watch_folder(session: Session, folder: Path, *, level_name: str | None = Non
 
 def look(
     engine: Engine, folder_id: int, *, now: float, still_s: float = STILL_S, abandoned_s: float = ABANDONED_S,
-    chemical_potentials: Mapping[str, float] | None = None, on_progress: Callable[[int, int, str], None] | None = None,
+    chemical_potentials: Mapping[str, float] | None = None, new_level: bool = False,
+    on_progress: Callable[[int, int, str], None] | None = None,
 ) -> list[SeenFile]:  # fmt: skip
     """Look at a folder once: take what stands still, remember what grows; what became of the files that were taken.
 
@@ -82,6 +83,7 @@ def look(
         now: seconds since 1970.
         still_s: a file that has not changed for so long stands still, even if it is seen for the first time.
         abandoned_s: a run that is not complete and has not changed for so long was cut short.
+        new_level: let the folder's level of theory be a new one, of the first file that needs it.
 
     Raises:
         InputError: the folder is gone.
@@ -90,7 +92,7 @@ def look(
         row = session.get_one(tables.WatchedFolder, folder_id)
         folder, options = (
             Path(row.path),
-            IntakeOptions(row.level_name, False, row.host, dict(chemical_potentials or {})),
+            IntakeOptions(row.level_name, new_level, row.host, dict(chemical_potentials or {})),
         )
         row.looked_at = func.now()
         if not folder.is_dir():
@@ -187,7 +189,8 @@ def _digest(path: Path) -> str | None:
 def _mark(options: IntakeOptions) -> str:
     """What a file was refused with, as it is kept with the reason: with something else it may be taken."""
     potentials = ", ".join(f"{element}={energy:g}" for element, energy in sorted(options.chemical_potentials.items()))
-    return f" [level {options.level_name or '-'}, host {options.host_name or '-'}, mu {potentials or '-'}]"
+    level = f"{'new ' * options.new_level}level {options.level_name or '-'}"
+    return f" [{level}, host {options.host_name or '-'}, mu {potentials or '-'}]"
 
 
 def _seen(path: str, ledger: Ledger) -> SeenFile:

@@ -24,7 +24,7 @@ from screening.services.state import (
 )
 from screening.settings import Settings
 
-_START_S = 60.0  # imports from a cold disk
+_START_S = 180.0  # imports from a cold disk, on busy cores
 _STOP_S = 10.0
 
 

@@ -18,7 +18,7 @@ APP = "workers.app"
 QUEUES = ("cpu", "gpu")
 _NAMES = (*(f"worker-{queue}" for queue in QUEUES), "beat")
 _MEMORY_PER_PROCESS = 2 * 2**30  # of the queue `gpu`: scanning takes up to 1.5 GB
-_START_S = 60.0  # imports from a cold disk
+_START_S = 180.0  # imports from a cold disk, on busy cores
 _GRACE_S = 15.0  # a worker gives its units back after 3 s, and then has to reach the database
 
 

@@ -76,6 +76,10 @@ def test_a_design_query_and_a_ranking_are_written_by_the_options_of_design(
     assert len(rows) > 5
     assert {row["homo_lumo_gap_min"] for row in rows} == {"0.9", "1", "1.1", "1.2"}  # those of 1.3 are too unlikely
     assert [int(row["rank"]) for row in rows] == list(range(1, len(rows) + 1))
+    pairs = export(clean_services, str(table), "--host", "MoS2", "--count", "v_S:2", "--min-defects", "2")
+    assert pairs.returncode == 0, pairs.stderr
+    with table.open() as stream:
+        assert {row["configuration"] for row in csv.DictReader(stream)} == {"2*v_S"}
     limited = export(clean_services, str(structures), "--campaign", "gaps", "--limit", "3")
     assert "3 structures in" in limited.stdout
     assert "the limit of 3 rows was reached" in limited.stdout

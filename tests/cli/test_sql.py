@@ -62,6 +62,11 @@ def test_a_statement_is_answered_as_a_table_as_csv_and_as_json(environment: dict
     }
 
 
+def test_json_is_shown_as_json(environment: dict[str, str]) -> None:
+    shown = sql(environment, "-c", """SELECT '{"v_S": 2}'::jsonb AS counts FROM campaign_progress""")
+    assert shown.stdout.splitlines()[1] == '{"v_S": 2}'
+
+
 def test_csv_has_values_as_export_writes_them(environment: dict[str, str], tmp_path: Path) -> None:
     statement = (
         """SELECT '{"a": [1, null]}'::jsonb AS j, true AS b, interval '1 day 2 hours' AS i, 1::real AS r, NULL AS n, """

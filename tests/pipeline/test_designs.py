@@ -12,7 +12,7 @@ from screening.defects.enumeration import SearchSpace
 from screening.defects.limits import Limits
 from screening.errors import InputError
 from screening.pipeline.campaign_choice import describe_space
-from screening.pipeline.designs import run_design_query, store_ranking
+from screening.pipeline.designs import run_design_query, sql_of, store_ranking
 from screening.pipeline.hosts import add_configurations, add_supercell
 from tests.pipeline.made_campaigns import add_finished
 from tests.synthetic_results import mos2
@@ -251,7 +251,9 @@ def test_a_cursor_is_of_the_campaign_that_answered(session: Session) -> None:
     scored(session, add_model(session, "m", level_id))
     query = DesignQuery.of(host="MoS2", limit=5)
     first = run_design_query(session, query)
-    assert run_design_query(session, query, after=first.after).rows
+    second = run_design_query(session, query, after=first.after)
+    assert second.rows
+    assert sql_of(session, query, after=first.after) == second.sql
     scored(session, add_model(session, "newer", level_id))
     with pytest.raises(InputError, match="another campaign or other chemical potentials answer it now"):
         run_design_query(session, query, after=first.after)

@@ -14,7 +14,7 @@ from screening.database.session import session_scope
 from screening.defects.catalogue import catalogue_host
 from screening.defects.host import Supercell
 from screening.dft.results import LevelOfTheory
-from screening.errors import InputError
+from screening.errors import InputError, UnknownNameError
 from screening.pipeline.hosts import add_supercell
 from screening.pipeline.references import add_level
 from screening.pipeline.result_intake import add_result_files
@@ -172,6 +172,15 @@ def test_a_refused_file_is_tried_again_with_another_level_or_host(clean_engine: 
     assert (seen.outcome, "name it with --level" in (seen.text or "")) == ("refused", True)
     assert watch_as(clean_engine, tmp_path, level_name=LEVEL.name, host_name="MoS2") == folder_id
     assert look_at(clean_engine, folder_id) == [("done.csv", "taken")]
+
+
+def test_a_level_that_nobody_knows_may_be_a_new_one(clean_engine: Engine, tmp_path: Path) -> None:
+    mos2_at_a_level(clean_engine)
+    put(tmp_path / "done.csv", TABLE, age=300.0)
+    folder_id = watch_as(clean_engine, tmp_path, level_name="another code", host_name="MoS2")
+    with pytest.raises(UnknownNameError, match="--new-level makes a new one"):
+        look_at(clean_engine, folder_id)
+    assert look_at(clean_engine, folder_id, new_level=True) == [("done.csv", "taken")]
 
 
 def test_a_refused_file_is_tried_again_with_other_chemical_potentials(clean_engine: Engine, tmp_path: Path) -> None:
