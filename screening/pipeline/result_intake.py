@@ -293,7 +293,7 @@ def _store_group(session: Session, stored: StoredSupercell, level_id: int, group
     level = session.get_one(tables.LevelOfTheory, level_id)
     origin = Origin(f"{stored.supercell.host.name} files at {level.name}", source.file_id)
     ledger, rows = Ledger(), group.rows
-    if source.kind == "extxyz":
+    if source.kind in ("extxyz", "ase"):
         rows = _last_frames(session, stored, rows, ledger)
     if not source.is_expected:  # one that was exported again may well find the same energy
         rows = _refuse_withdrawn_energies(session, stored, level_id, rows, ledger=ledger)

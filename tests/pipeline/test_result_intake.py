@@ -6,9 +6,11 @@ import gzip
 from pathlib import Path
 
 import ase
+import ase.db
 import ase.io
 import numpy as np
 import pytest
+from ase.calculators.singlepoint import SinglePointCalculator
 from sqlalchemy import Engine, select
 
 from screening.database import tables
@@ -119,9 +121,10 @@ def test_a_calculation_that_was_exported_again_may_find_the_energy_that_was_with
     assert (ledger.refusals, energies(clean_engine)) == ([], [-93.0])
 
 
+@pytest.mark.parametrize("kind", ["extxyz", "db"])
 @pytest.mark.parametrize("steps", [(-90.0, -92.5, -93.0), (-93.0, -93.0 + 1e-5, -90.0)])
 def test_the_last_frame_of_a_relaxation_is_its_result(
-    clean_engine: Engine, tmp_path: Path, steps: tuple[float, ...]
+    clean_engine: Engine, tmp_path: Path, steps: tuple[float, ...], kind: str
 ) -> None:
     level_of_mos2(clean_engine)
     species, positions = mos2().structure(vacancy())
@@ -132,8 +135,14 @@ def test_the_last_frame_of_a_relaxation_is_its_result(
             species, positions = mos2().structure(Configuration((), ()))
         moved = positions + generator.normal(0, 0.02, (len(species), 3))
         images.append(ase.Atoms(species, positions=moved, cell=mos2().lattice, pbc=True, info={"energy": energy}))
-    path = tmp_path / "relaxation.extxyz"
-    ase.io.write(path, images, format="extxyz")
+    path = tmp_path / f"relaxation.{kind}"
+    if kind == "extxyz":
+        ase.io.write(path, images, format="extxyz")
+    else:
+        with ase.db.connect(path, use_lock_file=False) as database:
+            for image in images:
+                image.calc = SinglePointCalculator(image, energy=image.info["energy"])
+                database.write(image)
     report = add_result_files(clean_engine, [path], level_name=LEVEL.name, host_name="MoS2")
     assert sorted(energies(clean_engine)) == sorted([steps[-1], -100.0])
     assert (report.read, report.new) == (2, 2)
