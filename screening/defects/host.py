@@ -109,12 +109,12 @@ class Supercell:
     @classmethod
     def parse(cls, host: Host, text: str) -> Supercell:
         """Read `8x8`, `3x3x2` or nine integers `1,1,0,-1,1,0,0,0,1` (rows after one another)."""
-        if re.fullmatch(r"\d+x\d+(x\d+)?", text):
+        if re.fullmatch(r"\d{1,9}x\d{1,9}(x\d{1,9})?", text):
             repeats = [int(part) for part in text.split("x")]
             if len(repeats) == 2 and not host.is_layer:
                 raise InputError(f"{host.name} is periodic in three dimensions; write {text}x1, found {text}")
             return cls(host, np.diag((*repeats, 1)[:3]).astype(np.int64))
-        if re.fullmatch(r"-?\d+(,-?\d+){8}", text):
+        if re.fullmatch(r"-?\d{1,9}(,-?\d{1,9}){8}", text):
             return cls(host, np.array([int(part) for part in text.split(",")], np.int64).reshape(3, 3))
         raise InputError(f"supercell {text!r} cannot be read; write 8x8, 3x3x2 or nine integers with commas")
 

@@ -95,6 +95,16 @@ def load_supercell(session: Session, supercell_id: int) -> StoredSupercell:
     return StoredSupercell(supercell_id, supercell, symmetry)
 
 
+def symmetry_of(supercell: Supercell) -> Symmetry:
+    """The symmetry of a supercell, which is remembered: it is asked for again with every letter of a form."""
+    host = supercell.host
+    columns = (
+        host.name, tuple(host.lattice.ravel().tolist()), tuple(host.species), tuple(host.positions.ravel().tolist()),
+        host.is_layer, host.source,
+    )  # fmt: skip
+    return _rebuild(columns, tuple(supercell.matrix.ravel().tolist()))[1]
+
+
 def add_configurations(session: Session, stored: StoredSupercell, configurations: Sequence[Configuration]) -> list[int]:
     """Store configurations in their canonical form; their ids in the order given."""
     forms = [canonical_form(stored.symmetry, configuration) for configuration in configurations]

@@ -11,12 +11,11 @@ from screening.database import campaigns as rows
 from screening.database.design_query import DesignQuery
 from screening.database.tables import Campaign, Host, SearchSpace, Supercell, TrainedModel
 from screening.defects import enumeration
-from screening.defects.symmetry import find_symmetry
 from screening.pipeline import campaigns, costs, searches
 from screening.pipeline.campaign_choice import describe_space
 from screening.pipeline.campaigns import CampaignRequest
 from screening.pipeline.dispatch import Kind
-from screening.pipeline.hosts import add_supercell
+from screening.pipeline.hosts import add_supercell, symmetry_of
 from screening.pipeline.query_words import describe_query
 
 MOST_BYTES = 50 * 10**9  # more than a laptop has to spare
@@ -36,7 +35,7 @@ def plan_campaign(
     Raises:
         InputError: nobody could scan it, or the model does not fit it.
     """
-    symmetry = find_symmetry(space.supercell)
+    symmetry = symmetry_of(space.supercell)
     numbers = searches.count_table(space, symmetry)
     total = numbers["total"]
     space_id = searches.add_search_space(session, add_supercell(session, space.supercell), space)
@@ -71,7 +70,7 @@ def estimate(session: Session, space: enumeration.SearchSpace, *, kept: int | No
         `searches.count_table` with `disk_bytes`, `seconds` to enumerate and `scoring_seconds`, of one process; the
         last is None where nothing was scored yet.
     """
-    symmetry = find_symmetry(space.supercell)
+    symmetry = symmetry_of(space.supercell)
     numbers = searches.count_table(space, symmetry)
     total = numbers["total"]
     return numbers | {

@@ -22,6 +22,7 @@ from screening.web.campaign_events import events_answer
 from screening.web.design_fields import read_design
 from screening.web.idempotency import OncePerKey
 from screening.web.server import Transaction, tell_workers
+from screening.web.sizes import check_space
 
 router = APIRouter(prefix="/campaigns", tags=["campaigns"], responses=PROBLEMS)
 
@@ -174,7 +175,9 @@ def delete_campaign(session: Transaction, _: Admin, campaign: CampaignName) -> N
 
 def plan_new(session: Session, new: NewCampaign) -> dict[str, Any]:
     """Plan a campaign and start it if that is asked for; as `plans.plan_campaign` describes it."""
-    space = space_of(known_host(session, new.space.host), new.space)
+    host = known_host(session, new.space.host)
+    check_space(host, new.space)
+    space = space_of(host, new.space)
     model_id = model_id_for(session, space, new.model) if new.is_scored else None
     query = None
     if new.keep is not None:

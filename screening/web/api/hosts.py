@@ -11,7 +11,6 @@ from pydantic import BaseModel, Field
 from screening.database import listings, queries
 from screening.defects.catalogue import catalogue_host, host_names
 from screening.defects.defect_types import Configuration
-from screening.defects.host import Supercell
 from screening.defects.symmetry import unit_cell_operations
 from screening.pipeline.hosts import add_supercell, load_supercell
 from screening.pipeline.plans import estimate
@@ -20,6 +19,7 @@ from screening.web.access import Reader
 from screening.web.api.answers import PROBLEMS
 from screening.web.idempotency import OncePerKey
 from screening.web.server import Transaction
+from screening.web.sizes import check_space, check_supercell
 from screening.web.structures import Format, structure_answer
 
 router = APIRouter(tags=["hosts"], responses=PROBLEMS)
@@ -113,7 +113,7 @@ def add_host(session: Transaction, once: OncePerKey, new: NewSupercell) -> Any:
     """Add a supercell of a host; again changes nothing."""
     if once.earlier:
         return once.earlier
-    stored = add_supercell(session, Supercell.parse(known_host(session, new.host), new.supercell))
+    stored = add_supercell(session, check_supercell(known_host(session, new.host), new.supercell))
     answer = AddedSupercell(
         host=stored.supercell.host.name, supercell=stored.supercell.label, n_sites=stored.supercell.n_sites,
         n_operations=stored.symmetry.n_operations,
@@ -134,4 +134,6 @@ def get_pristine_structure(
 @router.post("/search-spaces/count", response_model=Count)
 def count_search_space(session: Transaction, _: Reader, request: SpaceRequest) -> Any:
     """Count a search space exactly, by Burnside's lemma; nothing is stored."""
-    return JSONResponse(estimate(session, space_of(known_host(session, request.host), request)))
+    host = known_host(session, request.host)
+    check_space(host, request)
+    return JSONResponse(estimate(session, space_of(host, request)))

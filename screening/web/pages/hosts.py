@@ -20,6 +20,7 @@ from screening.pipeline.space_requests import known_host
 from screening.web.access import Reader, Submitter
 from screening.web.drawing import species_colours, supercell_svg
 from screening.web.server import Transaction
+from screening.web.sizes import check_supercell
 from screening.web.templating import render
 
 router = APIRouter()
@@ -38,7 +39,7 @@ def add_host(
 ) -> Response:  # fmt: skip
     """Add a supercell of a host of the catalogue or of the database."""
     try:
-        stored = add_supercell(session, Supercell.parse(known_host(session, host.strip()), supercell.strip()))
+        stored = add_supercell(session, check_supercell(known_host(session, host.strip()), supercell.strip()))
     except InputError as error:
         return _list(request, session, fault=str(error), given={"host": host, "supercell": supercell})
     return RedirectResponse(f"/hosts/{stored.supercell.host.name}?supercell={stored.supercell.label}", 303)

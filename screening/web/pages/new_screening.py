@@ -19,6 +19,7 @@ from screening.web.access import Reader, Submitter
 from screening.web.api.campaigns import NewCampaign, plan_new
 from screening.web.forms import Fields, FormOf
 from screening.web.server import Transaction
+from screening.web.sizes import check_space
 from screening.web.templating import render
 
 router = APIRouter(prefix="/screening")
@@ -98,7 +99,9 @@ def _estimate(session: Session, given: Fields) -> dict[str, Any]:
     """The count, or the sentence that says what is wrong."""
     try:
         request = _space(given)
-        space = space_of(known_host(session, request.host), request)
+        host = known_host(session, request.host)
+        check_space(host, request)
+        space = space_of(host, request)
         kept = int(given["keep_rows"]) if given["keep"] == "best" and given["keep_rows"].isdecimal() else None
         return {"found": plans.estimate(session, space, kept=kept), "fault": None}
     except (InputError, ValidationError) as error:
