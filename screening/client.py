@@ -12,7 +12,7 @@ What the server refuses is raised as the error of our tree, with the server's te
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _RAISED: dict[int, type[ScreeningError]] = {404: UnknownNameError, 422: InputError, 413: InputError, 503: ServiceError}
 _PATIENCE_S = 60.0
+_ROWS = 1000  # of a page
 
 
 class Client:
@@ -136,7 +137,7 @@ class Client:
 
     def rankings(self) -> pd.DataFrame:
         """The rankings that were kept."""
-        return _table(self._get("rankings")["rows"])
+        return _table(self._pages("rankings"))
 
     def ranking(self, name: str | int) -> pd.DataFrame:
         """The rows of a ranking."""
@@ -167,7 +168,7 @@ class Client:
 
     def rounds(self) -> pd.DataFrame:
         """How far the rounds are."""
-        return _table(self._get("rounds")["rows"])
+        return _table(self._pages("rounds"))
 
     def round_inputs(self, round: str | int, path: str | Path, *, only_structures: bool = False) -> Path:
         """Write the inputs of a round into a zip; they count as exported."""
@@ -207,6 +208,16 @@ class Client:
     def _download(self, method: str, path: str, target: Path, **parameters: Any) -> Path:
         target.write_bytes(self._call(method, path, params=parameters).content)
         return target
+
+    def _pages(self, path: str) -> Iterator[dict[str, Any]]:
+        """The rows of all pages of a list."""
+        after: dict[str, Any] = {}
+        while True:
+            page = self._get(path, limit=_ROWS, **after)
+            yield from page["rows"]
+            if page["next_cursor"] is None:
+                return
+            after = {"after": page["next_cursor"]}
 
     def _get(self, path: str, **parameters: Any) -> dict[str, Any]:
         found: dict[str, Any] = self._call("GET", path, params=parameters).json()

@@ -26,6 +26,7 @@ from screening.database.tables import (
 from screening.errors import InputError, UnknownNameError
 
 MOST_ATTEMPTS = 3  # of a calculation elsewhere; what failed so often fails again
+_LARGEST_ID = 2**31 - 1
 STATES = ("proposed", "exported", "submitted", "waiting", "running", "finished", "failed")
 
 
@@ -60,9 +61,14 @@ def name_round(session: Session, round_id: int, name: str) -> None:
     session.execute(update(Round).where(Round.id == round_id).values(name=name))
 
 
-def list_rounds(session: Session) -> list[dict[str, Any]]:
-    """A row per round, newest first: round_id, round, model, level_of_theory, calculations, their states, folder."""
-    rows = session.execute(text("SELECT * FROM round_progress ORDER BY round_id DESC")).mappings()
+def list_rounds(session: Session, *, before: int | None = None, limit: int | None = None) -> list[dict[str, Any]]:
+    """A row per round, newest first: round_id, round, model, level_of_theory, calculations, their states, folder.
+
+    Args:
+        before: an id: the rounds that are older.
+    """
+    statement = "SELECT * FROM round_progress WHERE round_id < :before ORDER BY round_id DESC LIMIT :limit"
+    rows = session.execute(text(statement), {"before": before or _LARGEST_ID, "limit": limit}).mappings()
     return [dict(row) for row in rows]
 
 

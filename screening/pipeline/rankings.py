@@ -180,8 +180,8 @@ def find_ranking(session: Session, name: str) -> tables.Ranking:
     return found
 
 
-def list_rankings(session: Session) -> list[dict[str, Any]]:
-    """What rankings there are, oldest first."""
+def list_rankings(session: Session, *, after: int = 0, limit: int | None = None) -> list[dict[str, Any]]:
+    """What rankings there are, oldest first; those with ids above `after`, up to a limit."""
     n_rows = (
         select(func.count())
         .where(tables.RankingRow.ranking_id == tables.Ranking.id)
@@ -196,7 +196,9 @@ def list_rankings(session: Session) -> list[dict[str, Any]]:
         )
         .join(tables.TrainedModel, tables.TrainedModel.id == tables.Ranking.model_id)
         .join(tables.LevelOfTheory, tables.LevelOfTheory.id == tables.Ranking.level_id)
+        .where(tables.Ranking.id > after)
         .order_by(tables.Ranking.id)
+        .limit(limit)
     )  # fmt: skip
     return [dict(row) for row in session.execute(statement).mappings()]
 

@@ -41,6 +41,21 @@ def page_of(request: Request, rows: Sequence[Any], limit: int, keys: Sequence[st
     }
 
 
+def id_of(after: str | None) -> int | None:
+    """The id that a cursor of a list by ids holds; None without one.
+
+    Raises:
+        InputError: it is none of ours.
+    """
+    keys = decode(after, int)
+    if keys is None:
+        return None
+    if not 0 <= keys[0] < 2**31:
+        raise _bad(str(after))
+    found: int = keys[0]
+    return found
+
+
 def encode(keys: Sequence[Any]) -> str:
     """A cursor of JSON values."""
     return base64.urlsafe_b64encode(json.dumps(list(keys), default=str).encode()).decode().rstrip("=")

@@ -144,6 +144,23 @@ def test_a_post_that_comes_twice_is_done_once(submitter: TestClient) -> None:
     submitter.delete(f"{API}/rankings/once")
 
 
+def test_rankings_and_rounds_come_in_pages(submitter: TestClient) -> None:
+    for n in range(3):
+        submitter.post(f"{API}/rankings", json={"query": QUERY | {"limit": 1}, "name": f"page {n}"})
+        submitter.post(f"{API}/rounds", json={"query": QUERY, "n": 1})
+    for path, key in (("rankings", "id"), ("rounds", "round_id")):
+        everything = submitter.get(f"{API}/{path}").json()["rows"]
+        walked, following = [], f"{API}/{path}?limit=2"
+        while following:
+            page = submitter.get(following).json()
+            assert len(page["rows"]) <= 2
+            walked += page["rows"]
+            following = page["next"]
+        assert walked == everything
+        assert len({row[key] for row in walked}) == len(walked) >= 3
+        assert submitter.get(f"{API}/{path}", params={"after": "x"}).status_code == 422
+
+
 def test_an_answer_that_has_not_changed_is_not_sent_again(reader: TestClient) -> None:
     first = reader.get(f"{API}/hosts")
     again = reader.get(f"{API}/hosts", headers={"if-none-match": first.headers["etag"]})

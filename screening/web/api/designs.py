@@ -21,6 +21,7 @@ from screening.web.api.answers import PROBLEMS
 from screening.web.design_fields import MOST_ROWS, read_design
 from screening.web.exports import ExportFormat, export_answer
 from screening.web.idempotency import OncePerKey
+from screening.web.paging import After, Limit, Page, id_of, page_of
 from screening.web.server import Transaction
 
 router = APIRouter(tags=["designs"], responses=PROBLEMS)
@@ -124,12 +125,6 @@ class RankingRow(BaseModel):
     created_at: datetime
 
 
-class Rankings(BaseModel):
-    """Rankings, oldest first."""
-
-    rows: list[RankingRow]
-
-
 class Place(BaseModel):
     """Where a ranking's candidates are from."""
 
@@ -215,9 +210,12 @@ def export_design(
 
 
 @router.get("/rankings")
-def get_rankings(session: Transaction, _: Reader) -> Rankings:
-    """The rankings that were kept."""
-    return Rankings(rows=[RankingRow(**row) for row in list_rankings(session)])
+def get_rankings(
+    request: Request, session: Transaction, _: Reader, limit: Limit = 100, after: After = None
+) -> Page[RankingRow]:  # fmt: skip
+    """The rankings that were kept, oldest first."""
+    rows = [RankingRow(**row) for row in list_rankings(session, after=id_of(after) or 0, limit=limit + 1)]
+    return Page[RankingRow](**page_of(request, rows, limit, ["id"]))
 
 
 @router.post("/rankings", status_code=201, response_model=KeptRanking)

@@ -8,7 +8,7 @@ from pathlib import Path as FilePath
 from tempfile import mkdtemp
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Path, Query, Request
 from fastapi.encoders import jsonable_encoder
 from fastapi.responses import FileResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -24,6 +24,7 @@ from screening.web.access import Reader, Submitter
 from screening.web.api.answers import PROBLEMS
 from screening.web.design_fields import read_design
 from screening.web.idempotency import OncePerKey
+from screening.web.paging import After, Limit, Page, id_of, page_of
 from screening.web.server import Transaction
 
 router = APIRouter(prefix="/rounds", tags=["rounds"], responses=PROBLEMS)
@@ -50,12 +51,6 @@ class RoundRow(BaseModel):
     finished: int
     failed: int
     folder: str | None
-
-
-class Rounds(BaseModel):
-    """Rounds, newest first."""
-
-    rows: list[RoundRow]
 
 
 class CalculationRow(BaseModel):
@@ -150,9 +145,17 @@ class Number(BaseModel):
 
 
 @router.get("")
-def get_rounds(session: Transaction, _: Reader) -> Rounds:
-    """The rounds."""
-    return Rounds(rows=[RoundRow(**row) for row in list_rounds(session)])
+def get_rounds(
+    request: Request, session: Transaction, _: Reader, limit: Limit = 100, after: After = None
+) -> Page[RoundRow]:  # fmt: skip
+    """The rounds, newest first."""
+    before = id_of(after)
+    found = (
+        list_rounds(session, limit=limit + 1)
+        if before is None
+        else list_rounds(session, before=before, limit=limit + 1)
+    )
+    return Page[RoundRow](**page_of(request, [RoundRow(**row) for row in found], limit, ["round_id"]))
 
 
 @router.post("", status_code=201, response_model=ProposedRound)

@@ -16,7 +16,7 @@ from screening.pipeline.pretrained import is_model_path
 from screening.web.access import Reader
 from screening.web.api.answers import PROBLEMS
 from screening.web.idempotency import OncePerKey
-from screening.web.paging import After, Limit, Page, decode, page_of
+from screening.web.paging import After, Limit, Page, id_of, page_of
 from screening.web.server import Transaction, tell_workers
 
 router = APIRouter(tags=["uploads"], responses=PROBLEMS)
@@ -81,10 +81,7 @@ def get_uploads(
     request: Request, session: Transaction, _: Reader, limit: Limit = 100, after: After = None
 ) -> Page[UploadRow]:  # fmt: skip
     """Files that were sent, newest first."""
-    keys = decode(after, int)
-    if keys is not None and not 0 <= keys[0] <= _LARGEST_ID:
-        raise InputError(f"after={after!r} is no cursor of this list; give the `next_cursor` of the page before")
-    rows = list_uploads(session, limit=limit + 1, before=None if keys is None else keys[0])
+    rows = list_uploads(session, limit=limit + 1, before=id_of(after))
     return Page[UploadRow](
         **page_of(request, [UploadRow(**row._mapping) for row in rows], limit, ["id"])
     )  # fmt: skip
