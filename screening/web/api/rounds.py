@@ -149,13 +149,8 @@ def get_rounds(
     request: Request, session: Transaction, _: Reader, limit: Limit = 100, after: After = None
 ) -> Page[RoundRow]:  # fmt: skip
     """The rounds, newest first."""
-    before = id_of(after)
-    found = (
-        list_rounds(session, limit=limit + 1)
-        if before is None
-        else list_rounds(session, before=before, limit=limit + 1)
-    )
-    return Page[RoundRow](**page_of(request, [RoundRow(**row) for row in found], limit, ["round_id"]))
+    rows = [RoundRow(**row) for row in list_rounds(session, before=id_of(after), limit=limit + 1)]
+    return Page[RoundRow](**page_of(request, rows, limit, ["round_id"]))
 
 
 @router.post("", status_code=201, response_model=ProposedRound)
