@@ -92,7 +92,7 @@ def _numbers(session: Session, campaigns: Any) -> list[tuple[str, int, str]]:
     retracted = tables.CalculationResult.retracted_at
     return [
         ("hosts", count(tables.Host), "/hosts"),
-        ("DFT results", count(tables.CalculationResult, retracted.is_(None)), "/rounds"),
+        ("results", count(tables.CalculationResult, retracted.is_(None)), "/rounds"),
         ("trained models", count(tables.TrainedModel, tables.TrainedModel.state == "finished"), "/models"),
         ("scored candidates", sum(row.candidates_done for row in campaigns if row.model), "/campaigns"),
         ("rankings", count(tables.Ranking), "/rankings"),
