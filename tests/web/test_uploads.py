@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import re
 import tarfile
 import zipfile
 from pathlib import Path
@@ -204,3 +206,24 @@ def test_results_of_a_round_finish_its_calculations(
     assert report["new"] == 1, report
     found = submitter.get(f"{API}/rounds/sent").json()
     assert found["states"]["finished"] == 1
+
+
+def test_real_runs_of_vasp_bring_their_host_and_a_wrong_one_is_refused(
+    submitter: TestClient, made: tuple[Engine, Made], shared_data: Path
+) -> None:
+    run = shared_data / "vasp" / "GaN_v_N"
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for part in ("bulk", "defect"):
+            archive.write(run / part / "vasprun.xml.gz", f"GaN/{part}/vasprun.xml.gz")
+        text = gzip.decompress((run / "defect" / "vasprun.xml.gz").read_bytes())
+        archive.writestr("GaN/other/vasprun.xml", re.sub(rb'(name="ENMAX">\s*)420', rb"\g<1>400", text))
+    sent = send(submitter, "runs.zip", packed.getvalue())
+    report = submitter.get(f"{API}/uploads/{work(made[0], 'intake', sent)}").json()["report"]
+    outcomes = {row["file"]: row for row in report["files"]}
+    assert outcomes["runs/GaN/bulk/vasprun.xml.gz"]["outcome"] == "new"
+    assert outcomes["runs/GaN/defect/vasprun.xml.gz"]["outcome"] == "new"
+    refused = outcomes["runs/GaN/other/vasprun.xml"]
+    assert refused["outcome"] == "refused"
+    assert "cutoff 400 against 420" in refused["reason"]
+    assert "GaN" in [row["host"] for row in submitter.get(f"{API}/hosts").json()["rows"]]
