@@ -372,6 +372,27 @@ def test_two_windows_hold_as_the_bivariate_normal_distribution_says(
         assert row.probability == pytest.approx(expected, abs=tolerance)
 
 
+@pytest.mark.parametrize("signs", [(1, 1, 1), (1, -1, -1)])
+def test_three_windows_hold_as_draws_from_the_trivariate_normal_distribution_do(
+    session: Session, ids: Any, rows: list[Row], signs: tuple[int, int, int]
+) -> None:
+    names, limits = (GAP, MAG, PER_SITE), ((0.9, 1.6), (0.4, 1.9), (0.4, 1.6))
+    correlations = np.array([[1.0, 0.5, 0.4], [0.5, 1.0, 0.3], [0.4, 0.3, 1.0]]) * np.outer(signs, signs)
+    loadings = loadings_of(correlations)
+    spreads = Spreads({}, {name: (float(loading),) for name, loading in zip(names, loadings, strict=True)})
+    windows = [f"{name}={low}:{high}" for name, (low, high) in zip(names, limits, strict=True)]
+    query = DesignQuery.of(host="MoS2", windows=windows, confidence=0.1, limit=1000)
+    found = ask(session, query, Branch(ids.campaign, spreads=spreads))
+    draws = np.random.default_rng(0).multivariate_normal(np.zeros(3), correlations, 200_000)
+    of_id = {row.id: row for row in rows}
+    assert len(found) > 20
+    for row in found[:40]:
+        made = of_id[row.candidate]
+        values = np.array([made.mean[name] for name in names]) + draws * [made.std[name] for name in names]
+        is_inside = ((values >= [low for low, _ in limits]) & (values <= [high for _, high in limits])).all(axis=1)
+        assert row.probability == pytest.approx(is_inside.mean(), abs=6e-3)  # of the draws 1e-3, of the nodes the rest
+
+
 def test_correlated_windows_hold_for_energies_that_are_shifted_by_arrangement(
     session: Session, ids: Any, rows: list[Row]
 ) -> None:
